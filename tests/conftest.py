@@ -1,0 +1,17 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data (`SLICE3D_TEST_DATA`, default `../shared/data` beside the repository)."""
+    root = Path(os.environ.get("SLICE3D_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (root / "manifest.json").is_file():
+        pytest.skip(f"real data absent: no {root.name}/manifest.json at SLICE3D_TEST_DATA or ../shared/data")
+    return root

@@ -55,7 +55,9 @@ class Grid:
         object.__setattr__(self, "affine", affine)
 
     @classmethod
-    def from_spacing(cls, shape: Sequence[int], spacing_mm: Sequence[float], origin_mm: Sequence[float] = (0, 0, 0)) -> Grid:
+    def from_spacing(
+        cls, shape: Sequence[int], spacing_mm: Sequence[float], origin_mm: Sequence[float] = (0, 0, 0)
+    ) -> Grid:
         """An axis-aligned RAS grid: `spacing_mm` along (i, j, k), voxel (0, 0, 0) centred on `origin_mm`."""
         affine = np.diag([*map(float, spacing_mm), 1.0])
         affine[:3, 3] = origin_mm

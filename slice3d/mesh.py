@@ -35,7 +35,9 @@ class Mesh:
         vertices = np.array(self.vertices, dtype=np.float64).reshape(-1, 3)
         faces = np.array(self.faces, dtype=np.int64).reshape(-1, 3)
         if faces.size and (faces.min() < 0 or faces.max() >= len(vertices)):
-            raise InputError(f"a face points at vertex {int(faces.max())} of {len(vertices)}; expected indices below that")
+            raise InputError(
+                f"a face points at vertex {int(faces.max())} of {len(vertices)}; expected indices below that"
+            )
         if not np.isfinite(vertices).all():
             raise InputError("mesh vertices hold NaN or infinity; expected finite millimetres")
         vertices.flags.writeable = False
@@ -47,7 +49,9 @@ class Mesh:
         scalars = {name: np.asarray(values) for name, values in self.scalars.items()}
         for name, values in scalars.items():
             if values.shape != (len(vertices),):
-                raise InputError(f"scalar {name!r} has shape {values.shape}; expected ({len(vertices)},), one per vertex")
+                raise InputError(
+                    f"scalar {name!r} has shape {values.shape}; expected ({len(vertices)},), one per vertex"
+                )
         object.__setattr__(self, "scalars", MappingProxyType(scalars))
 
     @property

@@ -113,7 +113,9 @@ def _sample(data: NDArray[Any], source: Grid, target: Grid, *, order: int, fill:
 def _fill_outside(out: NDArray[Any], matrix: NDArray[np.float64], shape: tuple[int, int, int], fill: float) -> None:
     """Set voxels whose centre lies outside the source's outer voxel edges (not just its outer centres) to `fill`."""
     for axis in range(3):
-        steps = [matrix[axis, n] * np.arange(out.shape[n]).reshape([-1 if m == n else 1 for m in range(3)]) for n in range(3)]
+        steps = [
+            matrix[axis, n] * np.arange(out.shape[n]).reshape([-1 if m == n else 1 for m in range(3)]) for n in range(3)
+        ]
         if np.count_nonzero(np.abs(matrix[axis, :3]) > 1e-12) == 1:
             # one output axis drives this index: cut whole slabs instead of testing every voxel
             driver = int(np.argmax(np.abs(matrix[axis, :3])))

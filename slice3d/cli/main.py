@@ -1,0 +1,63 @@
+"""`slice3d`: registers the commands and turns a `Slice3DError` into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from slice3d import __version__
+from slice3d.cli import console
+from slice3d.cli.info import info
+from slice3d.cli.segment import segment
+from slice3d.errors import Slice3DError
+
+app = typer.Typer(
+    name="slice3d",
+    help="From the 2D slices of a CT or MR study to measured 3D models. Not a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("segment")(segment)
+app.command("info")(info)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"slice3d {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 2 bad input, 3 missing model or extra, 4 quality gate failed, 130 interrupted."""
+    try:
+        app()
+    except Slice3DError as error:
+        console.fail(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.fail("interrupted; nothing was written to the output folder")
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader of our output went away (`slice3d info … | head`): not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError:
+        console.fail("out of memory; close other programs, crop the study, or pass a lower --memory")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

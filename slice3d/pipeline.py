@@ -1,0 +1,284 @@
+"""Study → results: composes loading, inference, surfaces, metrics and writers, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slice3d import __version__, anatomy
+from slice3d.errors import InputError
+from slice3d.findings import Finding
+from slice3d.output import Transaction
+from slice3d.progress import Progress, silent
+from slice3d.volume import Segmentation, Volume
+
+if TYPE_CHECKING:
+    from slice3d.inference import InferenceSettings
+    from slice3d.mesh import Mesh
+    from slice3d.surface import SurfaceSettings
+
+DISCLAIMER = "slice3d is not a medical device; check every result against the images before relying on it."
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What `run` should make. organs: structure names or aliases; None settings mean the defaults of each stage."""
+
+    organs: tuple[str, ...]
+    model: str | None = None
+    series: str | None = None
+    inference: InferenceSettings | None = None
+    surface: SurfaceSettings | None = None
+    report: bool = True
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `run` made. `metrics` and `manifest` are what the JSON files of those names hold."""
+
+    volume: Volume
+    segmentation: Segmentation
+    meshes: Mapping[str, Mesh]
+    metrics: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    out: Path
+    findings: tuple[Finding, ...] = field(default_factory=tuple)
+
+    def summary(self) -> dict[str, Any]:
+        """What a script wants to know: measured structures, findings, names of the files written."""
+        return {
+            "structures": dict(self.metrics["structures"]),
+            "findings": [finding.to_dict() for finding in self.findings],
+            "outputs": sorted(self.manifest["outputs"]),
+            "model": self.manifest["model"],
+            "timings_s": self.manifest["timings_s"],
+        }
+
+
+def segment(
+    volume: Volume,
+    organ: str | Sequence[str] = "liver",
+    *,
+    model: str | None = None,
+    settings: InferenceSettings | None = None,
+    progress: Progress = silent,
+) -> Segmentation:
+    """Segment one or more structures of `volume` with the installed model that knows them.
+
+    organ: name(s) or aliases (`"liver"`, `"lungs"`, `["spleen", "kidney_left"]`). Returns labels on the volume's own
+    grid with reliability findings. Raises `InputError` for an unknown structure (with the nearest spelling) or an image
+    the model was not made for, `ModelError` when a model package is missing or damaged.
+    """
+    from slice3d import models
+    from slice3d.inference import InferenceSettings, predict
+
+    organs = (organ,) if isinstance(organ, str) else tuple(organ)
+    package = models.find(organs, modality=volume.modality, model=model)
+    structures = tuple(dict.fromkeys(name for o in organs for name in anatomy.resolve(o, package.structures)))
+    return predict(volume, package, structures=structures, settings=settings or InferenceSettings(), progress=progress)
+
+
+def run(
+    study: Path | str,
+    out: Path | str,
+    *,
+    settings: RunSettings,
+    reference: Path | str | None = None,
+    progress: Progress = silent,
+) -> RunResult:
+    """Load a study, segment it, mesh, measure and write everything into the folder `out`.
+
+    Writes `segmentation.nii.gz`, `segmentation.seg.nrrd`, one `.stl` per structure, `preview.png`, `metrics.json` and
+    `manifest.json` into a temporary folder beside `out` and moves them into place at the end: on any error what was in
+    `out` before is left as it was. Raises `Slice3DError` subclasses only for what the user can mend.
+    """
+    from slice3d import io, models
+
+    if not settings.organs:
+        raise InputError("no structure asked for; expected at least one, e.g. --organ liver")
+    timings: dict[str, float] = {}
+    models.find(settings.organs, modality="", model=settings.model)  # an unknown organ must not wait for loading
+    with Transaction(Path(out)) as transaction:
+        with _stage("load", timings, progress):
+            volume = io.load(study, series=settings.series)
+            truth = io.load_segmentation(reference, reference=volume) if reference is not None else None
+        with _stage("segment", timings, progress):
+            result = segment(
+                volume, settings.organs, model=settings.model, settings=settings.inference, progress=progress
+            )
+        with _stage("surfaces", timings, progress):
+            meshes, missing = _meshes(result, settings, progress)
+        with _stage("measure", timings, progress):
+            metrics = _measure(result, meshes, truth)
+        findings = _all_findings(volume, result, meshes, missing)
+        with _stage("write", timings, progress):
+            _write(transaction.folder, volume, result, meshes, findings)
+        manifest = _manifest(volume, result, settings, timings, findings, transaction)
+        transaction.write_json("metrics.json", metrics)
+        manifest["outputs"] = transaction.hashes()
+        transaction.write_json("manifest.json", manifest)
+        transaction.commit()
+    return RunResult(volume, result, meshes, metrics, manifest, Path(out), findings)
+
+
+@contextmanager
+def _stage(name: str, timings: dict[str, float], progress: Progress) -> Iterator[None]:
+    start = time.perf_counter()
+    progress(name, 0.0)
+    yield
+    progress(name, 1.0)
+    timings[name] = round(time.perf_counter() - start, 3)
+
+
+def _wanted(result: Segmentation) -> tuple[str, ...]:
+    """The structures that were asked for: what the engine says, else every label."""
+    asked: Sequence[str] = result.metadata.get("structures", ())
+    return tuple(asked) or tuple(result.names[v] for v in sorted(result.names))
+
+
+def _meshes(
+    result: Segmentation, settings: RunSettings, progress: Progress
+) -> tuple[dict[str, Mesh], tuple[Finding, ...]]:
+    from slice3d.surface import SurfaceSettings, surface
+
+    meshes: dict[str, Mesh] = {}
+    missing: list[Finding] = []
+    wanted = _wanted(result)
+    for n, name in enumerate(wanted):
+        if result.mask(name).any():
+            meshes[name] = surface(result, name, settings=settings.surface or SurfaceSettings())
+        else:
+            text = f"{name} was not found in this study: no volume, no surface"
+            missing.append(Finding("structure-empty", text, details={"structure": name}))
+        progress("surfaces", (n + 1) / len(wanted))
+    return meshes, tuple(missing)
+
+
+def _measure(result: Segmentation, meshes: Mapping[str, Mesh], truth: Segmentation | None) -> dict[str, Any]:
+    from slice3d.metrics import components
+    from slice3d.surface import check
+
+    expected: Mapping[str, float] = result.metadata.get("expected_dice", {})
+    rows: dict[str, dict[str, Any]] = {}
+    for name in _wanted(result):
+        mask = result.mask(name)
+        row: dict[str, Any] = {"volume_ml": round(result.volume_ml(name), 3), "components": components(mask)}
+        if name in expected:
+            row["expected_dice"] = round(float(expected[name]), 3)
+        if name in meshes:
+            mesh = meshes[name]
+            row["mesh"] = {
+                "volume_ml": round(mesh.volume_ml, 3),
+                "area_cm2": round(mesh.area_mm2 / 100.0, 3),
+                "vertices": len(mesh.vertices),
+                "faces": len(mesh.faces),
+                "check": check(mesh).to_dict(),
+            }
+        rows[name] = row
+    if truth is not None:
+        _score(result, truth, rows)
+    return {"structures": rows, "disclaimer": DISCLAIMER}
+
+
+def _score(result: Segmentation, truth: Segmentation, rows: dict[str, dict[str, Any]]) -> None:
+    import math
+
+    from slice3d.metrics import evaluate
+
+    shared = [name for name in rows if name in truth.structures]
+    if not shared:
+        raise InputError(
+            f"the reference holds {', '.join(truth.structures) or 'nothing'}; expected at least one of "
+            f"{', '.join(rows)}; name its labels, e.g. as a .seg.nrrd"
+        )
+    table = evaluate(result, truth, shared)
+    for name in shared:
+        values = {key: value for key, value in table.loc[name].to_dict().items() if isinstance(value, (int, float))}
+        rows[name]["reference"] = {k: (float(v) if math.isfinite(v) else None) for k, v in values.items()}
+
+
+def _all_findings(
+    volume: Volume, result: Segmentation, meshes: Mapping[str, Mesh], missing: tuple[Finding, ...]
+) -> tuple[Finding, ...]:
+    found = [*volume.findings, *result.findings, *missing, *(f for mesh in meshes.values() for f in mesh.findings)]
+    unique = {(f.code, f.message): f for f in found}
+    return tuple(unique.values())
+
+
+def _write(
+    folder: Path, volume: Volume, result: Segmentation, meshes: Mapping[str, Mesh], findings: tuple[Finding, ...]
+) -> None:
+    from slice3d import io, viewer
+
+    io.save(result, folder / "segmentation.nii.gz")
+    io.save(result, folder / "segmentation.seg.nrrd")
+    for name, mesh in meshes.items():
+        io.save(mesh, folder / f"{name}.stl")
+    viewer.preview(volume, result, meshes, folder / "preview.png", findings=findings)
+
+
+def _manifest(
+    volume: Volume,
+    result: Segmentation,
+    settings: RunSettings,
+    timings: Mapping[str, float],
+    findings: Sequence[Finding],
+    transaction: Transaction,
+) -> dict[str, Any]:
+    return {
+        "slice3d": __version__,
+        "disclaimer": DISCLAIMER,
+        "input": {
+            "sha256": volume_hash(volume),
+            "shape": list(volume.grid.shape),
+            "spacing_mm": [round(s, 6) for s in volume.grid.spacing_mm],
+            "orientation": volume.grid.orientation,
+            "modality": volume.modality,
+            "acquisition": {key: _jsonable(value) for key, value in volume.metadata.items()},
+        },
+        "model": {key: _jsonable(value) for key, value in result.metadata.items()},
+        "settings": _jsonable(asdict(settings)),
+        "timings_s": dict(timings),
+        "findings": [finding.to_dict() for finding in findings],
+        "estimated": "segmentation and surfaces are a network's estimate, not a measurement",
+        "versions": _versions(),
+    }
+
+
+def volume_hash(volume: Volume) -> str:
+    """SHA-256 over dtype, shape, affine and voxels: the identity of what was analysed, without any file name."""
+    import numpy as np
+
+    digest = hashlib.sha256(f"{volume.data.dtype.str}{volume.grid.shape}".encode())
+    digest.update(volume.grid.affine.tobytes())
+    for plane in volume.data:
+        digest.update(np.ascontiguousarray(plane))
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in ("torch", "monai", "numpy", "pydicom", "SimpleITK", "vtk", "scikit-image"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(v) for v in value]
+    if hasattr(value, "item"):
+        return value.item()
+    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)

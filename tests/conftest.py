@@ -13,5 +13,8 @@ def data() -> Path:
     """The folder of real data (`SLICE3D_TEST_DATA`, default `../shared/data` beside the repository)."""
     root = Path(os.environ.get("SLICE3D_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not (root / "manifest.json").is_file():
-        pytest.skip(f"real data absent: no {root.name}/manifest.json at SLICE3D_TEST_DATA or ../shared/data")
+        message = f"real data absent: no {root.name}/manifest.json at SLICE3D_TEST_DATA or ../shared/data"
+        if os.environ.get("SLICE3D_REQUIRE_DATA"):
+            pytest.fail(message)
+        pytest.skip(message)
     return root

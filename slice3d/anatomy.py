@@ -45,20 +45,51 @@ class Group:
 
 
 _TABLE = (
-    Structure("body", "38266002", "Entire body", (177, 122, 101), "body", aliases=("skin", "outline"), volume_ml=(2000, 250000)),
+    Structure(
+        "body",
+        "38266002",
+        "Entire body",
+        (177, 122, 101),
+        "body",
+        aliases=("skin", "outline"),
+        volume_ml=(2000, 250000),
+    ),
     Structure("liver", "10200004", "Liver", (221, 130, 101), aliases=("hepar",), volume_ml=(700, 3500)),
     Structure("spleen", "78961009", "Spleen", (157, 108, 162), volume_ml=(40, 1200)),
-    Structure("kidney_left", "64033007", "Kidney", (185, 102, 83), side="left", aliases=("left kidney",), volume_ml=(60, 400)),
-    Structure("kidney_right", "64033007", "Kidney", (200, 112, 90), side="right", aliases=("right kidney",), volume_ml=(60, 400)),
-    Structure("lung_left", "39607008", "Lung", (197, 165, 145), side="left", aliases=("left lung",), volume_ml=(500, 5000)),
-    Structure("lung_right", "39607008", "Lung", (210, 180, 160), side="right", aliases=("right lung",), volume_ml=(500, 5500)),
-    Structure("bone", "272673000", "Bone", (241, 214, 145), "bone", aliases=("bones", "skeleton"), volume_ml=(200, 8000)),
+    Structure(
+        "kidney_left", "64033007", "Kidney", (185, 102, 83), side="left", aliases=("left kidney",), volume_ml=(60, 400)
+    ),
+    Structure(
+        "kidney_right",
+        "64033007",
+        "Kidney",
+        (200, 112, 90),
+        side="right",
+        aliases=("right kidney",),
+        volume_ml=(60, 400),
+    ),
+    Structure(
+        "lung_left", "39607008", "Lung", (197, 165, 145), side="left", aliases=("left lung",), volume_ml=(500, 5000)
+    ),
+    Structure(
+        "lung_right", "39607008", "Lung", (210, 180, 160), side="right", aliases=("right lung",), volume_ml=(500, 5500)
+    ),
+    Structure(
+        "bone", "272673000", "Bone", (241, 214, 145), "bone", aliases=("bones", "skeleton"), volume_ml=(200, 8000)
+    ),
     Structure("aorta", "15825003", "Aorta", (224, 97, 76), "vessel", volume_ml=(20, 500)),
-    Structure("liver_tumor", "126851005", "Neoplasm of liver", (144, 238, 144), "lesion",
-              aliases=("liver tumour", "liver lesion", "hepatic tumor", "hepatic tumour"), volume_ml=(0, 2500)),
+    Structure(
+        "liver_tumor",
+        "126851005",
+        "Neoplasm of liver",
+        (144, 238, 144),
+        "lesion",
+        aliases=("liver tumour", "liver lesion", "hepatic tumor", "hepatic tumour"),
+        volume_ml=(0, 2500),
+    ),
     Structure("tumor", "108369006", "Neoplasm", (144, 238, 144), "lesion", aliases=("tumour", "gtv", "lesion")),
     Structure("sarcoma", "2424003", "Sarcoma", (144, 238, 144), "lesion", aliases=("soft tissue sarcoma",)),
-)  # fmt: skip
+)
 
 _GROUPS = (
     Group("lungs", ("lung_left", "lung_right"), ("lung",)),
@@ -82,7 +113,7 @@ for _entry in (*_TABLE, *_GROUPS):
 
 
 def canonical(name: str) -> str:
-    """The table's name for what people say (`"Liver tumour"` → `"liver_tumor"`); unknown names come back in snake case."""
+    """The table's name for what people say (`"Liver tumour"` → `"liver_tumor"`); unknown names in snake case."""
     plain = _normal(name)
     if plain in _ALIASES:
         return _ALIASES[plain]

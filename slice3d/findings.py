@@ -13,8 +13,8 @@ Severity = Literal["info", "warning", "error"]
 class Finding:
     """One thing worth knowing, in a plain sentence.
 
-    `code` is stable and machine-readable (`"gantry-tilt"`, `"organ-cut-by-field-of-view"`), `message` is for people, and
-    `details` holds the measured numbers (JSON-able values, units in the key names, no identifiers).
+    `code` is stable and machine-readable (`"gantry-tilt"`, `"organ-cut-by-field-of-view"`), `message` is for people,
+    and `details` holds the measured numbers (JSON-able values, units in the key names, no identifiers).
     """
 
     code: str

@@ -48,7 +48,7 @@ class Grid:
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         if lengths.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
             raise GeometryError(
-                f"affine is singular (spacing {lengths.tolist()} mm); expected three independent axes of positive length"
+                f"affine is singular (spacing {lengths.tolist()} mm); expected three independent axes, none of length 0"
             )
         affine.flags.writeable = False
         object.__setattr__(self, "shape", shape)

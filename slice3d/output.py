@@ -16,9 +16,9 @@ from slice3d.errors import InputError
 class Transaction:
     """Collects files in a temporary folder beside `out`; `commit` moves them into `out`.
 
-    Nothing in `out` changes before `commit`. On commit, files that an earlier run listed in its `manifest.json` and that
-    this run did not write again are removed, so that no stale result is left beside new ones; files that slice3d did not
-    make are kept. Raises `InputError` when `out` cannot be written to, before any work is done.
+    Nothing in `out` changes before `commit`. On commit, files that an earlier run listed in its `manifest.json` and
+    that this run did not write again are removed, so that no stale result is left beside new ones; files that slice3d
+    did not make are kept. Raises `InputError` when `out` cannot be written to, before any work is done.
     """
 
     def __init__(self, out: Path) -> None:

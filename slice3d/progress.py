@@ -8,7 +8,8 @@ from typing import Protocol
 class Progress(Protocol):
     """Called with the name of the stage and the fraction done, 0 to 1."""
 
-    def __call__(self, stage: str, fraction: float, /) -> None: ...
+    def __call__(self, stage: str, fraction: float, /) -> None:
+        """Report that `stage` is done to `fraction`."""
 
 
 def silent(stage: str, fraction: float, /) -> None:

@@ -34,7 +34,7 @@ def resample_labels(segmentation: Segmentation, *, grid: Grid) -> Segmentation:
 
 
 def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
-    """The same voxels with axes flipped and permuted so that they run as `orientation` says (closest match, no resampling)."""
+    """The same voxels, axes flipped and permuted to run as `orientation` says (closest match, no resampling)."""
     axes, flips = axis_moves(volume.grid, orientation)
     return replace(
         volume,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Progress]:
-    """A `Progress` that draws one bar per stage with elapsed and remaining time; nothing when quiet or not a terminal."""
+    """A `Progress` that draws one bar per stage with elapsed and remaining time; silent unless on a terminal."""
     if quiet or not sys.stderr.isatty():
         yield silent
         return

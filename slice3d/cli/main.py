@@ -41,7 +41,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 2 bad input, 3 missing model or extra, 4 quality gate failed, 130 interrupted."""
+    """Run the command line. Exit codes: 2 bad input, 3 missing model or extra, 4 quality gate failed, 130 stopped."""
     try:
         app()
     except Slice3DError as error:

@@ -1,0 +1,152 @@
+"""`evaluate`: one table of every overlap and distance metric, one row per structure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slice3d.errors import GeometryError, InputError
+from slice3d.grid import Grid, describe
+from slice3d.metrics import distance, overlap
+from slice3d.metrics.distance import Convention
+from slice3d.volume import Segmentation
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OnGrid = Literal["refuse", "resample"]
+
+
+def evaluate(
+    prediction: Segmentation,
+    reference: Segmentation,
+    structures: Iterable[str] | str | None = None,
+    *,
+    tolerance_mm: float | Mapping[str, float] = 2.0,
+    convention: str | Convention = "mesh",
+    on_grid: OnGrid = "refuse",
+) -> pd.DataFrame:
+    """Score a segmentation against a reference, structure by structure.
+
+    structures: names to score; None scores every structure that the reference names. A structure that the prediction does
+    not name counts as an empty prediction. tolerance_mm: for the NSD, one number or one per structure.
+    convention: how surfaces are defined, see `Convention`. on_grid: `"refuse"` two different grids or `"resample"` the
+    prediction to the reference's grid (nearest neighbour).
+
+    Returns a table indexed by structure. Raises `GeometryError` when the grids differ, `InputError` for unknown
+    structures, no structure in common, a negative tolerance or an unknown convention.
+    """
+    import pandas as pd
+
+    settings = convention if isinstance(convention, Convention) else Convention(convention)
+    names = _structures(prediction, reference, structures)
+    tolerances = _tolerances(tolerance_mm, names)
+    predicted = _on_reference_grid(prediction, reference, on_grid)
+    rows = [
+        _row(_mask(prediction, predicted, name), reference.mask(name), reference.grid, tolerances[name], settings)
+        for name in names
+    ]
+    return pd.DataFrame(rows, index=pd.Index(names, name="structure"))
+
+
+def _structures(prediction: Segmentation, reference: Segmentation, wanted: Iterable[str] | str | None) -> list[str]:
+    known = reference.structures
+    if wanted is None:
+        common = [name for name in known if name in prediction.structures]
+        if not common:
+            raise InputError(
+                f"the prediction names {_listed(prediction.structures)} and the reference {_listed(known)}: no structure in "
+                "common; give both the same names"
+            )
+        return list(known)
+    names = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
+    if not names:
+        raise InputError("no structure to evaluate; name at least one, or leave `structures` out")
+    for name in names:
+        if name not in known:
+            raise InputError(f"no structure {name!r} in the reference; it holds: {_listed(known)}")
+    return names
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return (", ".join(names[:8]) or "none") + (f", … {len(names)} in all" if len(names) > 8 else "")
+
+
+def _tolerances(tolerance_mm: float | Mapping[str, float], names: list[str]) -> dict[str, float]:
+    if isinstance(tolerance_mm, Mapping):
+        missing = [name for name in names if name not in tolerance_mm]
+        if missing:
+            raise InputError(f"no tolerance for {_listed(missing)}; give one for each structure or one number for all")
+        out = {name: float(tolerance_mm[name]) for name in names}
+    else:
+        out = dict.fromkeys(names, float(tolerance_mm))
+    for value in out.values():
+        distance.check_tolerance(value)
+    return out
+
+
+def _on_reference_grid(prediction: Segmentation, reference: Segmentation, on_grid: str) -> NDArray[Any]:
+    if on_grid not in ("refuse", "resample"):
+        raise InputError(f"on_grid is {on_grid!r}; expected 'refuse' or 'resample'")
+    if prediction.grid.matches(reference.grid):
+        return prediction.labels
+    if on_grid == "refuse":
+        raise GeometryError(
+            f"the prediction lies on another grid ({describe(prediction.grid)}) than the reference "
+            f"({describe(reference.grid)}); expected the same; pass on_grid='resample' to resample the prediction"
+        )
+    return _nearest(prediction.labels, prediction.grid, reference.grid)
+
+
+def _nearest(labels: NDArray[Any], grid: Grid, target: Grid) -> NDArray[Any]:
+    from scipy import ndimage
+
+    to_index = np.linalg.inv(grid.affine) @ target.affine
+    out: NDArray[Any] = ndimage.affine_transform(
+        labels, to_index[:3, :3], to_index[:3, 3], output_shape=target.shape, order=0, mode="grid-constant", cval=0
+    )
+    return out
+
+
+def _mask(prediction: Segmentation, labels: NDArray[Any], name: str) -> NDArray[np.bool_]:
+    if name not in prediction.structures:
+        return np.zeros(labels.shape, dtype=bool)
+    values = prediction.values(name)
+    out: NDArray[np.bool_] = labels == values[0] if len(values) == 1 else np.isin(labels, values)
+    return out
+
+
+def _row(
+    a: NDArray[np.bool_], b: NDArray[np.bool_], grid: Grid, tolerance_mm: float, settings: Convention
+) -> dict[str, Any]:
+    counts = overlap.count(a, b)
+    ml = grid.voxel_volume_mm3 / 1000.0
+    measured = distance.surface_distances(a, b, grid, convention=settings)
+    width = settings.boundary_mm or tolerance_mm
+    row: dict[str, Any] = {
+        "status": counts.status,
+        "dice": counts.dice,
+        "jaccard": counts.jaccard,
+        "sensitivity": counts.sensitivity,
+        "precision": counts.precision,
+        "volume_similarity": counts.volume_similarity,
+        "volume_ml": counts.prediction * ml,
+        "reference_volume_ml": counts.reference * ml,
+        "volume_difference_ml": (counts.prediction - counts.reference) * ml,
+        "volume_difference_percent": (
+            100.0 * (counts.prediction - counts.reference) / counts.reference if counts.reference else np.nan
+        ),
+        "hd_mm": distance.hausdorff_mm(measured),
+    }
+    for p in settings.percentiles:
+        row[f"hd{p:g}_mm"] = distance.hausdorff_mm(measured, percentile=p)
+    row["assd_mm"] = distance.assd_mm(measured)
+    row["masd_mm"] = distance.masd_mm(measured)
+    row["nsd"] = distance.nsd(measured, tolerance_mm=tolerance_mm)
+    row["boundary_iou"] = overlap.boundary_iou(a, b, grid, width_mm=width) if width > 0 else np.nan
+    row["tolerance_mm"] = tolerance_mm
+    return row

@@ -1,0 +1,124 @@
+"""NRRD, MHA and MHD through SimpleITK, whose world is LPS; the only site where ITK images become volumes and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slice3d.errors import InputError
+from slice3d.findings import Finding
+from slice3d.grid import Grid
+from slice3d.io.nifti import as_labels, label_names
+from slice3d.volume import Segmentation, Volume, freeze
+
+_FLIP = np.diag([-1.0, -1.0, 1.0])
+
+
+def load_itk(path: Path) -> Volume:
+    """One scalar 3D image."""
+    image, findings = _read(path)
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(f"{path.name} has {image.GetNumberOfComponentsPerPixel()} values per voxel; expected one")
+    values = _array(image)
+    if values.dtype == np.float64:
+        values = values.astype(np.float32)
+    modality = image.GetMetaData("Modality") if image.HasMetaDataKey("Modality") else ""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        finite = np.isfinite(values)
+        values = np.where(finite, values, values[finite].min() if finite.any() else 0).astype(np.float32)
+        findings.append(Finding("not-finite", "Some voxels held NaN or infinity; they were set to the lowest value.", "warning"))
+    return Volume(freeze(values), grid_of(image), modality=modality.strip(), findings=tuple(findings))
+
+
+def load_itk_labels(path: Path, *, names: Mapping[int, str] | None = None) -> Segmentation:
+    """A label map; segment names and overlapping layers of 3D Slicer's .seg.nrrd are understood."""
+    image, findings = _read(path)
+    keys = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    if "Segment0_ID" in keys or "Segment0_Name" in keys:
+        from slice3d.io.segnrrd import from_layers
+
+        return from_layers(_array(image), grid_of(image), keys, names=names, findings=findings, label=path.name)
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(f"{path.name} has {image.GetNumberOfComponentsPerPixel()} values per voxel; expected one label each")
+    labels = as_labels(_array(image), path.name)
+    return Segmentation(freeze(labels), grid_of(image), label_names(labels, names), findings=tuple(findings))
+
+
+def grid_of(image: Any) -> Grid:
+    """The grid of a SimpleITK image."""
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    affine = np.eye(4)
+    affine[:3, :3] = _FLIP @ direction @ np.diag(image.GetSpacing())
+    affine[:3, 3] = _FLIP @ np.array(image.GetOrigin())
+    return Grid(tuple(int(n) for n in image.GetSize()), affine)  # type: ignore[arg-type]
+
+
+def to_itk(data: NDArray[Any], grid: Grid) -> Any:
+    """A SimpleITK image of an orthogonal grid."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose(2, 1, 0)))
+    image.SetSpacing(grid.spacing_mm)
+    image.SetOrigin((_FLIP @ grid.origin_mm).tolist())
+    image.SetDirection((_FLIP @ grid.directions).ravel().tolist())
+    return image
+
+
+def write_mha(data: NDArray[Any], grid: Grid, path: Path) -> None:
+    """Write MetaImage (.mha)."""
+    import SimpleITK as sitk
+
+    from slice3d.io.files import atomic
+
+    if not grid.is_orthogonal:
+        raise InputError("the grid is sheared, which MetaImage cannot say; expected right angles; write NIfTI or resample")
+    if data.dtype == np.bool_:
+        data = data.astype(np.uint8)
+    with atomic(path) as part:
+        # ITK chooses the format by suffix
+        own = part.with_suffix(".mha")
+        try:
+            sitk.WriteImage(to_itk(data, grid), str(own), useCompression=True)
+            own.replace(part)
+        except RuntimeError as error:
+            raise InputError(f"cannot write {path.name}; choose a folder you may write to") from error
+        finally:
+            own.unlink(missing_ok=True)
+
+
+def _array(image: Any) -> NDArray[Any]:
+    import SimpleITK as sitk
+
+    values = sitk.GetArrayFromImage(image)
+    axes = (2, 1, 0) if values.ndim == 3 else (2, 1, 0, 3)
+    out: NDArray[Any] = values.transpose(axes)
+    return out
+
+
+def _read(path: Path) -> tuple[Any, list[Finding]]:
+    import SimpleITK as sitk
+
+    findings: list[Finding] = []
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        if reader.GetDimension() != 3:
+            raise InputError(f"{path.name} has {reader.GetDimension()} dimensions; expected three")
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise InputError(f"{path.name} cannot be read as {path.suffix}: {_reason(str(error))}; copy it again") from error
+    if path.suffix.lower() in (".nrrd", ".nhdr") and not image.HasMetaDataKey("NRRD_space"):
+        findings.append(Finding("no-orientation", "The file does not say how it lies in the patient; left and right are a guess."))
+    return image, findings
+
+
+def _reason(message: str) -> str:
+    """ITK's last sentence without addresses and paths."""
+    last = [line.strip() for line in message.splitlines() if line.strip()][-1:]
+    return re.sub(r"(0x[0-9a-f]+|/\S+)", "…", last[0])[:120] if last else "unknown reason"

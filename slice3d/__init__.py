@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'slice3d' has no attribute {name!r}")
     module = importlib.import_module(_PUBLIC[name])
-    value = module if name == "models" else getattr(module, name)
+    value = module if name in ("models", "surface") else getattr(module, name)
     globals()[name] = value
     return value
 

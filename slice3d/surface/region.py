@@ -1,0 +1,108 @@
+"""The part of a label map that one structure needs: cropped, padded, and what of it lies at the border of the scan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slice3d.errors import InputError
+from slice3d.findings import Finding
+from slice3d.grid import Grid
+from slice3d.volume import Segmentation
+
+_FACES = ("first", "last")
+MARGIN = 4
+
+
+@dataclass(frozen=True)
+class Region:
+    """One structure with a margin around it.
+
+    grid: of the cropped arrays; reaches beyond the scan where the structure touches its border. mask: (i, j, k) bool.
+    probability: (i, j, k) float32 in 0…1 or None. cut: (axis, 0 first / 1 last) faces of the scan that the structure
+    touches. limits: (2, 3) index positions of the faces of the scan in this region (voxel edges).
+    """
+
+    grid: Grid
+    mask: NDArray[np.bool_]
+    probability: NDArray[np.float32] | None
+    cut: tuple[tuple[int, int], ...]
+    limits: NDArray[np.float64]
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """(start, stop) of the True voxels, or None where there are none."""
+    start, stop = np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
+    for axis in range(3):
+        if axis == 0:
+            flat = mask.any(axis=(1, 2))
+        else:
+            # Everything outside the box found so far is empty: look only inside it.
+            inner = mask[start[0] : stop[0]] if axis == 1 else mask[start[0] : stop[0], start[1] : stop[1]]
+            flat = inner.any(axis=0).any(axis=1 if axis == 1 else 0)
+        found = np.flatnonzero(flat)
+        if not len(found):
+            return None
+        start[axis], stop[axis] = found[0], found[-1] + 1
+    return start, stop
+
+
+def crop(segmentation: Segmentation, structure: str, *, use_probabilities: bool = True) -> Region | None:
+    """Cuts one structure out of a segmentation; None where it has no voxels.
+
+    Raises `InputError` for an unknown name and for probabilities that are NaN or outside 0…1.
+    """
+    probability = segmentation.probabilities.get(structure) if use_probabilities else None
+    if probability is None:
+        mask = segmentation.mask(structure)
+    else:
+        _check_probability(structure, probability)
+        mask = np.asarray(probability) >= 0.5
+    box = bounding_box(mask)
+    if box is None:
+        return None
+    start, stop = box[0] - MARGIN, box[1] + MARGIN
+    shape = np.asarray(segmentation.grid.shape)
+    cut = [(axis, 0) for axis in range(3) if box[0][axis] == 0]
+    cut += [(axis, 1) for axis in range(3) if box[1][axis] == shape[axis]]
+    limits = np.stack([-0.5 - start, shape - 0.5 - start]).astype(np.float64)
+    return Region(
+        segmentation.grid.crop(start.tolist(), stop.tolist()),
+        _window(mask, start, stop),
+        None if probability is None else _window(probability, start, stop).astype(np.float32),
+        tuple(sorted(cut)),
+        limits,
+    )
+
+
+def _window(array: NDArray[Any], start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[Any]:
+    low, high = np.maximum(start, 0), np.minimum(stop, array.shape)
+    inner = array[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    # Beyond the scan the last slice goes on, so that smoothing does not round the structure off before it is cut flat.
+    return np.pad(inner, list(zip(low - start, stop - high, strict=True)), mode="edge")
+
+
+def _check_probability(structure: str, probability: NDArray[Any]) -> None:
+    low, high = float(probability.min()), float(probability.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise InputError(
+            f"probability of {structure} holds NaN or infinity; expected 0 to 1; repair the map or drop it"
+        )
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise InputError(f"probability of {structure} runs from {low:.3g} to {high:.3g}; expected 0 to 1; rescale it")
+
+
+def cut_finding(structure: str, region: Region) -> Finding | None:
+    """The sentence that a surface was closed where the scan ended."""
+    if not region.cut:
+        return None
+    sides = [f"{_FACES[end]} {'ijk'[axis]} slice" for axis, end in region.cut]
+    return Finding(
+        "closed-at-field-of-view",
+        f"{structure} reaches the border of the field of view ({', '.join(sides)}) and was closed there by a flat face; "
+        "its true extent is unknown",
+        details={"sides": sides},
+    )

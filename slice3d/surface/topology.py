@@ -1,0 +1,167 @@
+"""What the triangles of a surface are connected to: edges, components, Euler characteristic, manifoldness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vertices = NDArray[np.float64]
+Faces = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Half-edges grouped by undirected edge.
+
+    key: (E,) number of the edge, lower · n + higher vertex. count: (E,) triangles at it. balance: (E,) how often it runs
+    up minus down; 0 in an oriented surface. of_half: (3M,) edge of each half-edge, half-edge h belongs to face h // 3.
+    """
+
+    key: NDArray[np.int64]
+    count: NDArray[np.int64]
+    balance: NDArray[np.int64]
+    of_half: NDArray[np.int64]
+
+
+def edges(faces: Faces, vertex_count: int) -> Edges:
+    """The edges of a triangle list."""
+    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+    low, high = np.minimum(start, end), np.maximum(start, end)
+    key, of_half, count = np.unique(low * vertex_count + high, return_inverse=True, return_counts=True)
+    balance = np.bincount(of_half, weights=np.where(start < end, 1.0, -1.0), minlength=len(key)).astype(np.int64)
+    return Edges(key, count.astype(np.int64), balance, of_half.astype(np.int64))
+
+
+def components(faces: Faces, vertex_count: int) -> tuple[int, NDArray[np.int64]]:
+    """Number of pieces connected through vertices, and the piece of each face (M,)."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    if not len(faces):
+        return 0, np.zeros(0, dtype=np.int64)
+    rows = np.concatenate([faces[:, 0], faces[:, 1]])
+    columns = np.concatenate([faces[:, 1], faces[:, 2]])
+    graph = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(vertex_count, vertex_count))
+    _, label = connected_components(graph, directed=False)
+    used, piece = np.unique(label[faces[:, 0]], return_inverse=True)
+    return len(used), piece.astype(np.int64)
+
+
+def nonmanifold_vertices(faces: Faces, vertex_count: int) -> NDArray[np.int64]:
+    """Vertices whose triangles form more than one fan (two pieces that touch in a point)."""
+    fans = _fans(faces, vertex_count)
+    per_vertex = np.bincount(fans.vertex, minlength=vertex_count)
+    return np.flatnonzero(per_vertex > 1)
+
+
+@dataclass(frozen=True)
+class _Fans:
+    of_corner: NDArray[np.int64]
+    vertex: NDArray[np.int64]
+
+
+def _fans(
+    faces: Faces, vertex_count: int, *, extra: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+) -> _Fans:
+    """Groups face corners (3f + c) at the same vertex that are joined through two-sided edges, or pairs of half-edges."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    half = edges(faces, vertex_count)
+    two_sided = (half.count == 2) & (half.balance == 0)
+    order = np.argsort(half.of_half, kind="stable")
+    order = order[two_sided[half.of_half[order]]]
+    first, second = order[0::2], order[1::2]
+    if extra is not None:
+        first, second = np.concatenate([first, extra[0]]), np.concatenate([second, extra[1]])
+    # Half-edge h runs from corner h to the next corner of its face; its twin runs the other way.
+    rows = np.concatenate([first, first - first % 3 + (first + 1) % 3])
+    columns = np.concatenate([second - second % 3 + (second + 1) % 3, second])
+    size = 3 * len(faces)
+    graph = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(size, size))
+    count, group = connected_components(graph, directed=False)
+    vertex = np.zeros(count, dtype=np.int64)
+    vertex[group] = faces.reshape(-1)
+    return _Fans(group.astype(np.int64), vertex)
+
+
+def split_fans(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
+    """Gives every fan its own copy of a vertex, so that pieces which only touch come apart topologically."""
+    fans = _fans(faces, len(vertices))
+    return vertices[fans.vertex], fans.of_corner.reshape(-1, 3)
+
+
+def compact(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces, NDArray[np.int64]]:
+    """Drops unused vertices; also returns the old index of each vertex kept."""
+    used = np.zeros(len(vertices), dtype=bool)
+    used[faces.reshape(-1)] = True
+    kept = np.flatnonzero(used)
+    number = np.cumsum(used) - 1
+    return vertices[kept], number[faces], kept
+
+
+def face_normals(vertices: Vertices, faces: Faces) -> NDArray[np.float64]:
+    """(M, 3) normals whose length is twice the area."""
+    a, b, c = (vertices[faces[:, n]] for n in range(3))
+    out: NDArray[np.float64] = np.cross(b - a, c - a)
+    return out
+
+
+def vertex_normals(vertices: Vertices, faces: Faces) -> NDArray[np.float64]:
+    """(N, 3) unit normals, weighted by area; zero where the triangles cancel."""
+    normal = face_normals(vertices, faces)
+    out = np.empty_like(vertices)
+    for axis in range(3):
+        weight = np.repeat(normal[:, axis], 3)
+        out[:, axis] = np.bincount(faces.reshape(-1), weights=weight, minlength=len(vertices))
+    length = np.linalg.norm(out, axis=1, keepdims=True)
+    np.divide(out, length, out=out, where=length > 0)
+    return out
+
+
+def piece_volumes(vertices: Vertices, faces: Faces, piece: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """(count,) signed volume in mm³ of each piece; cavities are negative."""
+    corner = vertices - vertices.mean(axis=0)
+    a, b, c = (corner[faces[:, n]] for n in range(3))
+    return np.bincount(piece, weights=np.einsum("ij,ij->i", a, np.cross(b, c)) / 6.0, minlength=count)
+
+
+def pair_edges(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
+    """Divides edges with four or more faces: each face stays with the one it encloses material with.
+
+    Around such an edge the faces alternate between entering and leaving the solid; a leaving face is paired with the next
+    entering one in angle, so that two bodies that touch along the edge come apart. Then every fan gets its own vertices.
+    """
+    half = edges(faces, len(vertices))
+    bad = np.flatnonzero((half.count > 2) & (half.balance == 0))
+    start, end = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
+    opposite = np.roll(faces, -2, axis=1).reshape(-1)
+    order = np.argsort(half.of_half, kind="stable")
+    first = np.searchsorted(half.of_half[order], np.arange(len(half.key)))
+    join_a, join_b = [], []
+    for edge in bad:
+        halves = order[first[edge] : first[edge] + half.count[edge]]
+        low = min(int(start[halves[0]]), int(end[halves[0]]))
+        high = max(int(start[halves[0]]), int(end[halves[0]]))
+        axis = vertices[high] - vertices[low]
+        axis = axis / max(float(np.linalg.norm(axis)), 1e-300)
+        spoke = vertices[opposite[halves]] - vertices[low]
+        spoke = spoke - np.outer(spoke @ axis, axis)
+        u = spoke[0] / max(float(np.linalg.norm(spoke[0])), 1e-300)
+        angle = np.arctan2(spoke @ np.cross(axis, u), spoke @ u)
+        around = halves[np.argsort(angle, kind="stable")]
+        upward = start[around] == low
+        # An outward face that runs up the edge has its material on the side of smaller angles.
+        for n, h in enumerate(around):
+            if upward[n]:
+                m = n
+                for _ in range(len(around)):
+                    m = (m - 1) % len(around)
+                    if not upward[m]:
+                        break
+                join_a.append(h)
+                join_b.append(around[m])
+    fans = _fans(faces, len(vertices), extra=(np.asarray(join_a, dtype=np.int64), np.asarray(join_b, dtype=np.int64)))
+    return vertices[fans.vertex], fans.of_corner.reshape(-1, 3)

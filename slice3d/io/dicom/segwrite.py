@@ -1,0 +1,180 @@
+"""DICOM Segmentation on the slices that were acquired, with highdicom (PS3.3 A.51)."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+import slice3d
+from slice3d import anatomy
+from slice3d.errors import InputError
+from slice3d.io.dicom.source import DicomSource
+from slice3d.io.files import atomic
+from slice3d.io.terms import category_of, laterality_of, type_of
+from slice3d.volume import Segmentation, Volume
+
+Kind = Literal["binary", "labelmap", "fractional"]
+
+
+def write_dicom_seg(segmentation: Segmentation, source: Volume, path: Path, *, kind: Kind = "binary") -> None:
+    """Write `segmentation` as one SEG file that refers to every slice of `source` it was made from.
+
+    The labels may lie on any grid (repaired, super-resolved); each acquired pixel takes the label of the voxel its centre
+    lies in. `kind="fractional"` stores `segmentation.probabilities`, 0 or 1 for structures without.
+    Raises `InputError` when `source` was not loaded from DICOM or the grids do not meet.
+    """
+    origin = source.source
+    if not isinstance(origin, DicomSource):
+        raise InputError("the source volume was not loaded from DICOM; expected one; write .seg.nrrd or .nii.gz instead")
+    if kind not in ("binary", "labelmap", "fractional"):
+        raise InputError(f"kind is {kind!r}; expected 'binary', 'labelmap' or 'fractional'")
+    if not all(item.sop_instance for item in origin.slices):
+        raise InputError(
+            "the source images carry no SOPInstanceUID, so nothing can refer to them; expected images as the scanner wrote "
+            "them; write .seg.nrrd or .nii.gz instead"
+        )
+    names = list(segmentation.structures)
+    if not names:
+        raise InputError("the segmentation names no structure; expected at least one; give names")
+    dataset = _build(segmentation, origin, names, kind)
+    with atomic(path) as part:
+        dataset.save_as(part, enforce_file_format=True)
+
+
+def _build(segmentation: Segmentation, origin: DicomSource, names: list[str], kind: Kind) -> Any:
+    import highdicom as hd
+    from highdicom.seg import Segmentation as DicomSegmentation
+    from highdicom.seg import SegmentationTypeValues, SegmentDescription
+
+    if kind == "labelmap":
+        # one value per pixel: groups (unions of labels) cannot be told in a labelmap
+        names = [segmentation.names[v] for v in sorted(segmentation.names)]
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name="slice3d",
+        version=slice3d.__version__,
+        family=_concept(("DCM", "123110", "Artificial Intelligence")),
+    )
+    descriptions = []
+    for number, name in enumerate(names, start=1):
+        structure = anatomy.STRUCTURES.get(anatomy.canonical(name))
+        description = SegmentDescription(
+            segment_number=number,
+            segment_label=name[:64],
+            segmented_property_category=_concept(category_of(structure)),
+            segmented_property_type=_concept(type_of(structure)),
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=algorithm,
+            display_color=hd.color.CIELabColor.from_rgb(*anatomy.color(name)),
+        )
+        side = laterality_of(structure)
+        if side is not None:
+            description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [_concept(side)]
+        descriptions.append(description)
+    images = _source_images(origin)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return DicomSegmentation(
+            source_images=images,
+            pixel_array=_pixels(segmentation, origin, names, kind),
+            segmentation_type=SegmentationTypeValues[kind.upper()],
+            segment_descriptions=descriptions,
+            series_instance_uid=hd.UID(),
+            series_number=9000,
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer="slice3d",
+            manufacturer_model_name="slice3d",
+            software_versions=slice3d.__version__,
+            device_serial_number="1",
+            series_description="slice3d segmentation",
+            omit_empty_frames=True,
+        )
+
+
+def _concept(code: tuple[str, str, str]) -> Any:
+    import highdicom as hd
+
+    scheme, value, meaning = code
+    return hd.sr.CodedConcept(value=value, meaning=meaning, scheme_designator=scheme)
+
+
+def _source_images(origin: DicomSource) -> list[Any]:
+    """Headers with what highdicom copies from them; attributes that a sloppy exporter left out become empty."""
+    from pydicom.uid import generate_uid
+    from pydicom.valuerep import format_number_as_ds
+
+    images = origin.datasets()
+    classes = {item.sop_instance: item.sop_class for item in origin.slices}
+    for image in images:
+        if not image.get("SOPClassUID"):
+            known = classes.get(str(image.get("SOPInstanceUID", "")))
+            image.SOPClassUID = known or _CLASS_OF_MODALITY.get(str(image.get("Modality")), _CLASS_OF_MODALITY["OT"])
+        if not image.get("FrameOfReferenceUID"):
+            # the same for the whole series, so that two results of it share one
+            image.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(image.get("SeriesInstanceUID", "")), "slice3d"])
+        if not image.get("SliceThickness"):
+            image.SliceThickness = format_number_as_ds(float(np.linalg.norm(origin.slices[0].affine[:3, 2])))
+        for keyword in _NEEDED:
+            if keyword not in image:
+                setattr(image, keyword, "")
+    return images
+
+
+_CLASS_OF_MODALITY = {
+    "CT": "1.2.840.10008.5.1.4.1.1.2",
+    "MR": "1.2.840.10008.5.1.4.1.1.4",
+    "PT": "1.2.840.10008.5.1.4.1.1.128",
+    "OT": "1.2.840.10008.5.1.4.1.1.7",
+}
+_NEEDED = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
+    "ReferringPhysicianName", "StudyID",
+)  # fmt: skip
+
+
+def _pixels(segmentation: Segmentation, origin: DicomSource, names: list[str], kind: Kind) -> NDArray[Any]:
+    """(slices, rows, columns) of segment numbers, or (slices, rows, columns, segments) where structures may overlap."""
+    columns, rows = origin.shape
+    if kind == "fractional":
+        out = np.zeros((len(origin.slices), rows, columns, len(names)), dtype=np.float32)
+        for n, name in enumerate(names):
+            field = segmentation.probabilities.get(name)
+            values = segmentation.mask(name) if field is None else np.clip(field, 0, 1)
+            out[..., n] = on_slices(values, segmentation, origin, order=0 if field is None else 1)
+        return out
+    labels = on_slices(segmentation.labels, segmentation, origin)
+    numbers = {value: n for n, name in enumerate(names, start=1) for value in segmentation.values(name)}
+    disjoint = sum(len(segmentation.values(name)) for name in names) == len(numbers)
+    if kind == "labelmap" or disjoint:
+        table = np.zeros(int(labels.max()) + 1, dtype=np.uint16)
+        for value, number in numbers.items():
+            if value < len(table):
+                table[value] = number
+        return table[labels].astype(np.uint8 if len(names) < 256 else np.uint16)
+    return np.stack([np.isin(labels, segmentation.values(name)) for name in names], axis=-1).astype(np.uint8)
+
+
+def on_slices(values: NDArray[Any], segmentation: Segmentation, origin: DicomSource, *, order: int = 0) -> NDArray[Any]:
+    """Values of a grid at the pixel centres of the acquired slices, (slices, rows, columns); 0 outside the grid."""
+    columns, rows = origin.shape
+    if origin.grid is not None and segmentation.grid.matches(origin.grid):
+        return np.ascontiguousarray(values.transpose(2, 1, 0))
+    from scipy.ndimage import map_coordinates
+
+    inverse = np.linalg.inv(segmentation.grid.affine)
+    out = np.zeros((len(origin.slices), rows, columns), dtype=values.dtype)
+    i, j = np.meshgrid(np.arange(columns), np.arange(rows))
+    for n, item in enumerate(origin.slices):
+        matrix = inverse @ item.affine
+        index = [matrix[a, 0] * i + matrix[a, 1] * j + matrix[a, 3] for a in range(3)]
+        if order:
+            out[n] = map_coordinates(values, index, order=order, mode="constant", cval=0)
+            continue
+        nearest = [np.floor(axis + 0.5).astype(np.intp) for axis in index]
+        inside = np.logical_and.reduce([(axis >= 0) & (axis < size) for axis, size in zip(nearest, values.shape, strict=True)])
+        out[n][inside] = values[tuple(axis[inside] for axis in nearest)]
+    return out

@@ -52,9 +52,9 @@ def fail(message: str) -> None:
     print(f"slice3d: {' '.join(message.split())}", file=sys.stderr)
 
 
-def say_findings(findings: tuple[Finding, ...], *, quiet: bool = False) -> None:
+def say_findings(findings: tuple[Finding, ...], *, quiet: bool = False, indent: str = "") -> None:
     """One line per finding, warnings first."""
     marks = {"error": "!!", "warning": " !", "info": "  "}
     order = ("error", "warning", "info")
     for finding in sorted(findings, key=lambda f: order.index(f.severity)):
-        say(f" {marks[finding.severity]} {finding.message}", quiet=quiet)
+        say(f"{indent} {marks[finding.severity]} {finding.message}", quiet=quiet)

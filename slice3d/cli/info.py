@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slice3d.cli import console
+
+if TYPE_CHECKING:
+    from slice3d.io.listing import Listing, SeriesEntry
 
 
 def info(
@@ -21,4 +24,34 @@ def info(
     if as_json:
         console.say_json(listing.to_dict())
     else:
-        console.say(str(listing))
+        _show(listing)
+
+
+def _show(listing: Listing) -> None:
+    for study in listing.studies:
+        about = f": {study.description}" if study.description else ""
+        console.say(f"study {study.number} (patient {study.patient}){about}")
+        for series in study.series:
+            console.say(f"{'→' if series.picked else ' '} series {series.key}  {_describe(series)}")
+            if series.problem:
+                console.say(f"      {series.problem}")
+            console.say_findings(series.findings, indent="   ")
+    console.say_findings(listing.findings)
+    chosen = f"series {listing.picked}" if listing.picked else "no series"
+    console.say(f"{listing.files} files; `load` would pick {chosen}: {listing.why}")
+
+
+def _describe(series: SeriesEntry) -> str:
+    parts = [series.modality or "unknown modality"]
+    if series.shape:
+        parts.append("×".join(str(n) for n in series.shape))
+    if series.spacing_mm:
+        parts.append("×".join(f"{s:.3g}" for s in series.spacing_mm) + " mm")
+    if series.orientation:
+        parts.append(series.orientation)
+    parts += [f"{key} {value}" for key, value in series.label.items()]
+    if series.kind != "volume":
+        parts.append(f"({series.kind})")
+    if series.description:
+        parts.append(series.description)
+    return "  ".join(parts)

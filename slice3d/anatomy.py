@@ -7,7 +7,7 @@ adults: outside them a result deserves a second look, inside them it is not prov
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,6 +96,9 @@ _GROUPS = (
     Group("kidneys", ("kidney_left", "kidney_right"), ("kidney",)),
 )
 
+# structure → structures that lie inside it and belong to it
+CONTAINS: dict[str, tuple[str, ...]] = {"liver": ("liver_tumor",)}
+
 STRUCTURES: dict[str, Structure] = {s.name: s for s in _TABLE}
 GROUPS: dict[str, Group] = {g.name: g for g in _GROUPS}
 
@@ -129,6 +132,26 @@ def members(name: str) -> tuple[str, ...]:
     """The structures a name stands for: those of a group, or the one itself."""
     name = canonical(name)
     return GROUPS[name].members if name in GROUPS else (name,)
+
+
+def standard_groups(names: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
+    """Structures that overlap others, for a label map with these names: what their union in label values is.
+
+    A liver holds its tumour, the body holds everything, `lungs` are both lungs: where labels exclude one another, as in
+    most label maps, the whole is the union of its own label and those inside it.
+    """
+    by_name = {canonical(name): (value,) for value, name in names.items()}
+    groups: dict[str, tuple[int, ...]] = {}
+    for whole, parts in CONTAINS.items():
+        inside = [value for part in parts for value in by_name.get(part, ())]
+        if whole in by_name and inside:
+            groups[whole] = (*by_name[whole], *inside)
+    if "body" in by_name and len(names) > 1:
+        groups["body"] = tuple(sorted(names))
+    for group in GROUPS.values():
+        if group.name not in by_name and all(member in by_name for member in group.members):
+            groups[group.name] = tuple(v for m in group.members for v in groups.get(m, by_name[m]))
+    return groups
 
 
 def color(name: str) -> tuple[int, int, int]:

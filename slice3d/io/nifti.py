@@ -45,8 +45,11 @@ def load_nifti_4d(path: Path) -> tuple[Volume, ...]:
 
 
 def load_nifti_labels(path: Path, *, names: Mapping[int, str] | None = None) -> Segmentation:
-    """A label map; floats that are all whole numbers count as labels."""
+    """A label map; floats that are all whole numbers count as labels. Names come from `names`, else from the file."""
+    from slice3d.io.labeltable import from_extensions
+
     image = _open(path)
+    names = names if names is not None else from_extensions(getattr(image.header, "extensions", ()))
     if _volumes(image.shape, path) > 1:
         raise InputError(f"{path.name} holds several volumes; expected one label map")
     values = _values(image, path, 0)
@@ -123,7 +126,12 @@ def _scaling(image: Any) -> tuple[float, float]:
 
 def _tidy(values: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
     """Values that nibabel has scaled already (4D slices): floats only where they are needed."""
-    if values.dtype.kind == "f" and slope.is_integer() and inter.is_integer() and np.array_equal(values, np.rint(values)):
+    if (
+        values.dtype.kind == "f"
+        and slope.is_integer()
+        and inter.is_integer()
+        and np.array_equal(values, np.rint(values))
+    ):
         low, high = values.min(), values.max()
         if low >= -32768 and high <= 32767:
             return values.astype(np.int16)
@@ -147,7 +155,9 @@ def _volume(image: Any, path: Path, index: int, findings: list[Finding]) -> Volu
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         finite = np.isfinite(values)
         values = np.where(finite, values, values[finite].min() if finite.any() else 0).astype(np.float32)
-        findings.append(Finding("not-finite", "Some voxels held NaN or infinity; they were set to the lowest value.", "warning"))
+        findings.append(
+            Finding("not-finite", "Some voxels held NaN or infinity; they were set to the lowest value.", "warning")
+        )
     if not values.flags.owndata or isinstance(values.base, np.memmap) or isinstance(values, np.memmap):
         values = np.array(values, order="K")
     return Volume(freeze(np.asarray(values)), grid, findings=tuple(findings))
@@ -162,14 +172,19 @@ def _grid(image: Any, path: Path, findings: list[Finding]) -> Grid:
         qform, qform_code = image.get_qform(coded=True)
     except (ValueError, np.linalg.LinAlgError) as error:
         if not sform_code:
-            raise GeometryError(f"{path.name} has a damaged qform and no sform; expected one of them; repair the header") from error
+            raise GeometryError(
+                f"{path.name} has a damaged qform and no sform; expected one of them; repair the header"
+            ) from error
         qform, qform_code = None, 0
     affine = sform if sform_code else qform if qform_code else image.affine
     if affine is None or not np.isfinite(affine).all():
         raise GeometryError(f"{path.name} has NaN or infinity in its affine; expected millimetres; repair the header")
     if not sform_code and not qform_code:
         findings.append(
-            Finding("no-orientation", "The file does not say how it lies in the patient (sform and qform unset); left and right are a guess.")
+            Finding(
+                "no-orientation",
+                "The file does not say how it lies in the patient (sform and qform unset); left and right are a guess.",
+            )
         )
     affine = np.array(affine, dtype=np.float64)
     affine[:3] *= scale
@@ -179,7 +194,9 @@ def _grid(image: Any, path: Path, findings: list[Finding]) -> Grid:
         other[:3] *= scale
         _compare_forms(grid, other, findings)
     if scale != 1.0:
-        findings.append(Finding("units", "The file's unit of length is not mm; it was converted.", "info", {"mm_per_unit": scale}))
+        findings.append(
+            Finding("units", "The file's unit of length is not mm; it was converted.", "info", {"mm_per_unit": scale})
+        )
     return grid
 
 
@@ -201,8 +218,11 @@ def _compare_forms(grid: Grid, qform: NDArray[np.float64], findings: list[Findin
         )
 
 
-def write_nifti(data: NDArray[Any], grid: Grid, path: Path, *, description: str = "slice3d", intent: str = "") -> None:
-    """Write an array with sform and qform in mm. A sheared grid gets the nearest qform and a full sform."""
+def write_nifti(data: NDArray[Any], grid: Grid, path: Path, *, names: Mapping[int, str] | None = None) -> None:
+    """Write an array with sform and qform in mm. A sheared grid gets the nearest qform and a full sform.
+
+    names: makes it a label map that carries the names of its structures.
+    """
     import nibabel
 
     array = np.asarray(data)
@@ -214,9 +234,12 @@ def write_nifti(data: NDArray[Any], grid: Grid, path: Path, *, description: str 
     image.header.set_xyzt_units("mm")
     image.set_sform(grid.affine, code="scanner")
     image.set_qform(grid.affine, code="scanner", strip_shears=True)
-    image.header["descrip"] = description[:79]
-    if intent:
-        image.header.set_intent(intent)
+    image.header["descrip"] = "slice3d"
+    if names is not None:
+        from slice3d.io.labeltable import to_extension
+
+        image.header.set_intent("label")
+        image.header.extensions.append(to_extension(names))
     payload = image.to_bytes()
     with atomic(path) as part:
         if path.name.lower().endswith(".gz"):

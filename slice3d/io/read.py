@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from slice3d import anatomy
 from slice3d.errors import InputError
 from slice3d.io.listing import Listing
 from slice3d.io.settings import LoadSettings, OnIrregular
@@ -98,7 +100,11 @@ def load_segmentation(
     names: label value → structure name, where the file carries none (default `label_1`, …). reference: the volume whose
     grid an RTSTRUCT is drawn on (its contours carry no voxels). Raises `InputError` or `GeometryError`.
     """
-    path = _existing(path)
+    found = _load_labels(_existing(path), names, reference)
+    return found if found.groups else replace(found, groups=anatomy.standard_groups(found.names))
+
+
+def _load_labels(path: Path, names: Mapping[int, str] | None, reference: Volume | None) -> Segmentation:
     kind = _format(path)
     if kind == "nifti":
         from slice3d.io.nifti import load_nifti_labels
@@ -141,7 +147,9 @@ def _index(series: str | None) -> int | None:
 def _existing(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path.name or path} does not exist; expected a study folder, file or .zip; check the spelling")
+        raise InputError(
+            f"{path.name or path} does not exist; expected a study folder, file or .zip; check the spelling"
+        )
     return path
 
 

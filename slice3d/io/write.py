@@ -54,7 +54,7 @@ def _save_segmentation(segmentation: Segmentation, path: Path, source: Volume | 
     def nifti() -> None:
         from slice3d.io.nifti import write_nifti
 
-        write_nifti(segmentation.labels, segmentation.grid, path, intent="label")
+        write_nifti(segmentation.labels, segmentation.grid, path, names=segmentation.names)
 
     def seg_nrrd() -> None:
         from slice3d.io.segnrrd import write_seg_nrrd
@@ -70,7 +70,9 @@ def _save_segmentation(segmentation: Segmentation, path: Path, source: Volume | 
         from slice3d.io.dicom.segwrite import write_dicom_seg
 
         if source is None:
-            raise InputError("a DICOM SEG refers to the images it was made from; pass source=the volume that was loaded from DICOM")
+            raise InputError(
+                "a DICOM SEG refers to the images it was made from; pass source=the volume that was loaded from DICOM"
+            )
         write_dicom_seg(segmentation, source, path, kind=kind)
 
     writers = {".nii": nifti, ".nii.gz": nifti, ".seg.nrrd": seg_nrrd, ".nrrd": seg_nrrd, ".mha": mha, ".dcm": dicom}

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from slice3d.anatomy import standard_groups
 from slice3d.samples.solids import Solid
 
 _INF = math.inf
@@ -40,8 +41,8 @@ NAMES: dict[int, str] = {
     LUNG_LEFT: "lung_left", LUNG_RIGHT: "lung_right", BONE: "bone", AORTA: "aorta", TUMOR: "liver_tumor", BODY: "body",
 }  # fmt: skip
 
-# A liver holds its tumour, the body holds everything.
-GROUPS: dict[str, tuple[int, ...]] = {"liver": (LIVER, TUMOR), "body": tuple(sorted(NAMES))}
+# A liver holds its tumour, the body holds everything; as for any label map that is loaded.
+GROUPS: dict[str, tuple[int, ...]] = standard_groups(NAMES)
 
 # Portal-venous phase at 120 kVp, rounded typical values.
 HU: dict[Tissue, float] = {

@@ -152,8 +152,7 @@ def _vector(values: ArrayLike) -> Vector:
 
 
 def _midpoints(low: float, high: float, steps: int) -> Array:
-    out: Array = low + (np.arange(steps) + 0.5) * ((high - low) / steps)
-    return out
+    return np.asarray(low + (np.arange(steps) + 0.5) * ((high - low) / steps), dtype=np.float64)
 
 
 def _cuts(solid: Solid, axis: int, low: float, high: float) -> list[float]:

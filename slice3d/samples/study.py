@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import importlib
 import json
 import uuid
 from dataclasses import dataclass
@@ -14,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from slice3d.errors import InputError
+from slice3d.io import save
 from slice3d.progress import Progress, silent
 from slice3d.samples.anatomy import GROUPS, NAMES
 from slice3d.samples.torso import Torso, TorsoPhantom, torso
-from slice3d.volume import Segmentation, Volume
+from slice3d.volume import Volume
 
 _CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 _JPEG_LS_LOSSLESS = "1.2.840.10008.1.2.4.80"
@@ -29,7 +28,7 @@ _SOURCE = (
 
 @dataclass(frozen=True)
 class StudyPaths:
-    """Where `write_study` put what: dicom (folder), truth (NIfTI label map), volumes (JSON)."""
+    """Where `write_study` put what: dicom (folder), truth (NIfTI label map with names), volumes (JSON)."""
 
     dicom: Path
     truth: Path
@@ -57,7 +56,7 @@ def write_study(
     try:
         paths.dicom.mkdir(parents=True, exist_ok=True)
         _write_series(made.volume, paths.dicom, seed, progress)
-        paths.truth.write_bytes(_nifti_bytes(made.segmentation))
+        save(made.segmentation, paths.truth)
         paths.volumes.write_text(json.dumps(_truth(made, seed, noise_hu), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         reason = error.strerror or "write failed"
@@ -82,16 +81,6 @@ def _truth(made: Torso, seed: int, noise_hu: float) -> dict[str, Any]:
         "groups": {name: list(values) for name, values in GROUPS.items()},
         "note": "'liver' includes 'liver_tumor', 'body' includes everything; bone is cut by the lower end of the scan",
     }
-
-
-def _nifti_bytes(segmentation: Segmentation) -> bytes:
-    """A gzip NIfTI-1 without a time stamp, so that equal labels are equal bytes."""
-    nibabel: Any = importlib.import_module("nibabel")
-    image = nibabel.Nifti1Image(np.asarray(segmentation.labels), segmentation.grid.affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(segmentation.grid.affine, code=1)
-    image.set_qform(segmentation.grid.affine, code=1)
-    return gzip.compress(image.to_bytes(), compresslevel=9, mtime=0)
 
 
 def _uid(seed: int, *what: object) -> str:

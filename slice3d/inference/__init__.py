@@ -1,0 +1,6 @@
+"""Running a model package on a study: `predict` for one case, `Engine` for many with the weights kept warm."""
+
+from slice3d.inference.engine import Engine, engine_for, predict
+from slice3d.inference.settings import InferenceSettings
+
+__all__ = ["Engine", "InferenceSettings", "engine_for", "predict"]

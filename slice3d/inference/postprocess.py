@@ -1,0 +1,109 @@
+"""Removing what cannot belong to an organ: second components of single organs, and crumbs.
+
+A single organ (anatomy kind `organ`, and `body`) keeps its largest component. Everything else keeps components of at
+least `_FRAGMENT_SHARE` of its largest one; lesions keep everything above `_CRUMB_ML`. A voxel that is removed takes
+the label of the nearest voxel that stays, so that nothing tears holes into an enclosing structure. What is dropped is
+reported when it is larger than `_REPORT_SHARE` of what stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slice3d import anatomy
+from slice3d.findings import Finding
+from slice3d.volume import Segmentation, freeze
+
+_FRAGMENT_SHARE = 0.01
+_CRUMB_ML = 0.03
+_REPORT_SHARE = 0.02
+_MARGIN = 2
+
+
+def clean(result: Segmentation, wanted: Sequence[str]) -> Segmentation:
+    """The segmentation without stray components of the wanted structures, and findings about what was dropped."""
+    labels = np.array(result.labels)
+    findings: list[Finding] = []
+    for name in wanted:
+        dropped = _clean_one(labels, result.values(name), name, result.grid.voxel_volume_mm3 / 1000.0)
+        if dropped is not None:
+            findings.append(dropped)
+    return replace(result, labels=freeze(labels), findings=(*result.findings, *findings))
+
+
+def _clean_one(labels: NDArray[Any], values: Sequence[int], name: str, voxel_ml: float) -> Finding | None:
+    """Clean one structure in place."""
+    from scipy import ndimage
+
+    mask = labels == values[0] if len(values) == 1 else np.isin(labels, values)
+    box = _bounding_box(mask)
+    if box is None:
+        return None
+    mask = mask[box]
+    components, count = ndimage.label(mask, structure=np.ones((3, 3, 3), bool))
+    if count < 2:
+        return None
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    drop = _to_drop(sizes, name, voxel_ml)
+    if not drop.any():
+        return None
+    _refill(labels, box, drop[components], values)
+    kept, lost = float(sizes[~drop].sum()), float(sizes[drop].sum())
+    if lost < _REPORT_SHARE * kept:
+        return None
+    text = (
+        f"{name}: {int(drop.sum())} separate part(s) of {lost * voxel_ml:.1f} ml in all were dropped, "
+        f"{kept * voxel_ml:.1f} ml stay: check that nothing that belongs to it is missing"
+    )
+    details = {"structure": name, "dropped_ml": round(lost * voxel_ml, 2), "kept_ml": round(kept * voxel_ml, 2)}
+    return Finding("parts-dropped", text, details=details)
+
+
+def _to_drop(sizes: NDArray[np.int64], name: str, voxel_ml: float) -> NDArray[np.bool_]:
+    """Which components go; index 0 is the background and never does."""
+    known = anatomy.STRUCTURES.get(name)
+    kind = known.kind if known else ("lesion" if "tumor" in name or "lesion" in name else "bone")
+    if name in anatomy.GROUPS:
+        kind = "bone"
+    if kind in ("organ", "body"):
+        drop = np.ones(len(sizes), bool)
+        drop[int(np.argmax(sizes))] = False
+    elif kind == "lesion":
+        drop = sizes * voxel_ml < _CRUMB_ML
+    else:
+        drop = sizes < _FRAGMENT_SHARE * sizes.max()
+    drop[0] = False
+    return drop
+
+
+def _refill(labels: NDArray[Any], box: tuple[slice, ...], drop: NDArray[np.bool_], values: Sequence[int]) -> None:
+    """Give dropped voxels the label of the nearest voxel of something else."""
+    from scipy import ndimage
+
+    found, _ = ndimage.label(drop, structure=np.ones((3, 3, 3), bool))
+    view = labels[box]
+    for part in ndimage.find_objects(found):
+        wide = tuple(slice(max(0, s.start - _MARGIN), s.stop + _MARGIN) for s in part)
+        gone = drop[wide]
+        unsure = gone | np.isin(view[wide], values)
+        if unsure.all():
+            view[wide][gone] = 0
+            continue
+        nearest = ndimage.distance_transform_edt(unsure, return_distances=False, return_indices=True)
+        view[wide][gone] = view[wide][tuple(nearest)][gone]
+
+
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
+    out = []
+    for axis in range(3):
+        filled = np.flatnonzero(mask.any(axis=tuple(n for n in range(3) if n != axis)))
+        if not len(filled):
+            return None
+        out.append(slice(max(0, int(filled[0]) - _MARGIN), int(filled[-1]) + 1 + _MARGIN))
+    return out[0], out[1], out[2]

@@ -1,0 +1,233 @@
+"""From a study to what a network sees: axes turned, intensities normalised, resampled to the package's spacing.
+
+Resampling is separable on an axis-aligned pair of grids, so each axis is one small matrix: exact for splines of any
+order including their edges, and a matrix product is the fastest thing a CPU does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slice3d.errors import InputError
+from slice3d.models.package import Intensity, ModelPackage
+from slice3d.resample import apply_moves, axis_moves
+from slice3d.volume import Volume
+
+_ANISOTROPY = 3.0  # nnU-Net v2 treats an axis as coarse when its spacing exceeds the finest by more than this
+
+Axes = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How the network's grid lies in the study's.
+
+    axes, flips: moves from the study's (i, j, k) to the network's axes. study_shape: the study's shape after them.
+    start, stop: the box of it that is looked at. shape: of the network's grid, which covers exactly that box.
+    image_orders, score_orders: spline order per axis on the way in and out.
+    """
+
+    axes: Axes
+    flips: tuple[bool, bool, bool]
+    study_shape: Axes
+    start: Axes
+    stop: Axes
+    shape: Axes
+    image_orders: Axes
+    score_orders: Axes
+    spacing_mm: tuple[float, float, float]
+
+    @property
+    def box(self) -> tuple[slice, slice, slice]:
+        """The looked-at box as slices of the moved study array."""
+        a, b, c = (slice(lo, hi) for lo, hi in zip(self.start, self.stop, strict=True))
+        return a, b, c
+
+    @property
+    def box_shape(self) -> Axes:
+        """Shape of the looked-at box in study voxels."""
+        a, b, c = (hi - lo for lo, hi in zip(self.start, self.stop, strict=True))
+        return a, b, c
+
+
+def make_frame(volumes: Sequence[Volume], package: ModelPackage) -> Frame:
+    """Where the network's grid lies for this study (all volumes share one grid)."""
+    grid = volumes[0].grid
+    if package.orientation == "native":
+        axes, flips = (2, 1, 0), (False, False, False)
+    else:
+        axes, flips = axis_moves(grid, package.orientation)
+    t = package.transpose
+    axes, flips = (axes[t[0]], axes[t[1]], axes[t[2]]), (flips[t[0]], flips[t[1]], flips[t[2]])
+    spacing = np.array(grid.spacing_mm)[list(axes)]
+    shape = np.array(grid.shape)[list(axes)]
+    start, stop = np.zeros(3, int), shape
+    if package.sampling.crop_nonzero:
+        start, stop = _nonzero_box([apply_moves(v.data, axes, flips) for v in volumes])
+    target = np.array(package.spacing_mm)
+    rule = package.sampling
+    if rule.resampling == "none":
+        target = spacing
+    new = np.maximum(1, np.round((stop - start) * spacing / target)).astype(int)
+    return Frame(
+        axes=axes,
+        flips=flips,
+        study_shape=_three(shape),
+        start=_three(start),
+        stop=_three(stop),
+        shape=_three(new),
+        image_orders=_orders(rule.resampling, spacing, target),
+        score_orders=_orders(rule.scores, target, spacing, most=1),
+        spacing_mm=(float(target[0]), float(target[1]), float(target[2])),
+    )
+
+
+def _three(values: NDArray[np.int64]) -> Axes:
+    return int(values[0]), int(values[1]), int(values[2])
+
+
+def _orders(rule: str, current: NDArray[np.float64], new: NDArray[np.float64], most: int = 3) -> Axes:
+    """Spline order per axis. nnU-Net's rule: nearest along the one axis that is far coarser before or after."""
+    order = min(most, {"linear": 1, "cubic": 3, "nnunet": 3, "torch": 1, "none": 1}[rule])
+    orders = [order] * 3
+    if rule in ("nnunet", "torch"):
+        for spacing in (current, new):
+            if spacing.max() / spacing.min() > _ANISOTROPY:
+                coarse = np.flatnonzero(spacing == spacing.max())
+                if len(coarse) == 1:
+                    orders[int(coarse[0])] = 0
+                break
+    return orders[0], orders[1], orders[2]
+
+
+def _nonzero_box(arrays: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    start, stop = [], []
+    for axis in range(3):
+        others = tuple(n for n in range(3) if n != axis)
+        filled = np.flatnonzero(np.any([np.any(a, axis=others) for a in arrays], axis=0))
+        start.append(int(filled[0]) if len(filled) else 0)
+        stop.append(int(filled[-1]) + 1 if len(filled) else arrays[0].shape[axis])
+    return np.array(start), np.array(stop)
+
+
+def axis_matrix(n_in: int, n_out: int, order: int) -> NDArray[np.float32] | None:
+    """(n_out, n_in) interpolation matrix over the same extent, edges repeated; None for the identity."""
+    from scipy import ndimage
+
+    if n_in == n_out:
+        return None
+    if order == 0 or n_in == 1:
+        where = np.clip(np.floor((np.arange(n_out) + 0.5) * n_in / n_out).astype(int), 0, n_in - 1)
+        out = np.zeros((n_out, n_in), np.float32)
+        out[np.arange(n_out), where] = 1
+        return out
+    # a spline of the unit pulses gives the columns, so prefilter and edges are scipy's own
+    matrix = np.empty((n_out, n_in), np.float64)
+    for column in range(n_in):
+        pulse = np.zeros(n_in)
+        pulse[column] = 1
+        matrix[:, column] = ndimage.zoom(pulse, n_out / n_in, order=order, mode="nearest", grid_mode=True, output=float)
+    return matrix.astype(np.float32)
+
+
+def network_image(volumes: Sequence[Volume], package: ModelPackage, frame: Frame) -> NDArray[np.float32]:
+    """(channels, *frame.shape) float32: what the network sees, before padding."""
+    out = np.empty((len(volumes), *frame.shape), np.float32)
+    for channel, (volume, intensity) in enumerate(zip(volumes, package.intensity, strict=True)):
+        view = apply_moves(volume.data, frame.axes, frame.flips)[frame.box]
+        _resample(view, intensity, frame, out[channel])
+    return out
+
+
+def _resample(view: NDArray[Any], intensity: Intensity, frame: Frame, out: NDArray[np.float32]) -> None:
+    """Normalise and resample slice by slice along the axis whose slices lie together in memory."""
+    normalise = _Normaliser(view, intensity)
+    matrices = [axis_matrix(a, b, o) for a, b, o in zip(frame.box_shape, frame.shape, frame.image_orders, strict=True)]
+    slow = int(np.argmax(np.abs(view.strides)))
+    p, q = (n for n in range(3) if n != slow)
+    planes = np.moveaxis(view, slow, 0)
+    half = np.empty((len(planes), frame.shape[p], frame.shape[q]), np.float32)
+    lowest, highest = np.inf, -np.inf
+    for n, plane in enumerate(planes):
+        values = normalise(plane)
+        lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
+        half[n] = _between(values, matrices[p], matrices[q])
+        if frame.image_orders[slow] == 0 and frame.image_orders[p] == 3:
+            np.clip(half[n], values.min(), values.max(), out=half[n])
+    last = matrices[slow]
+    if last is not None:
+        half = (last @ half.reshape(len(half), -1)).reshape(-1, *half.shape[1:])
+    # splines overshoot at edges; like scikit-image's resize, stay within the range that was measured
+    np.clip(half, lowest, highest, out=half)
+    np.moveaxis(out, slow, 0)[...] = half
+
+
+def _between(
+    plane: NDArray[np.float32], rows: NDArray[np.float32] | None, columns: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    if rows is not None:
+        plane = rows @ plane
+    return plane if columns is None else plane @ columns.T
+
+
+class _Normaliser:
+    """Normalise planes of one channel; statistics of the whole box are taken once."""
+
+    def __init__(self, view: NDArray[Any], intensity: Intensity) -> None:
+        self.intensity = intensity
+        self.shift, self.scale = 0.0, 1.0
+        scheme = intensity.scheme
+        if scheme in ("clip_zscore", "clip_range") and intensity.clip is None:
+            raise InputError(f"intensity scheme {scheme!r} of the model lacks `clip`; the package is damaged")
+        if scheme == "clip_zscore":
+            self.shift, self.scale = intensity.mean, max(intensity.std, 1e-8)
+        elif scheme in ("zscore", "zscore_nonzero"):
+            self.shift, self.scale = _moments(view, nonzero=scheme == "zscore_nonzero")
+        elif scheme == "rescale_range":
+            low, high = float(view.min()), float(view.max())
+            self.shift, self.scale = low, max(high - low, 1e-8)
+        elif scheme == "rescale_rgb":
+            self.scale = 255.0
+
+    def __call__(self, plane: NDArray[Any]) -> NDArray[np.float32]:
+        values = plane.astype(np.float32)
+        intensity = self.intensity
+        if intensity.scheme == "none":
+            return values
+        if intensity.clip is not None:
+            np.clip(values, *intensity.clip, out=values)
+        if intensity.scheme == "clip_range" and intensity.clip is not None:
+            low, high = intensity.clip
+            a, b = intensity.to
+            return (values - low) * np.float32((b - a) / (high - low)) + np.float32(a)
+        outside = values == 0 if intensity.scheme == "zscore_nonzero" else None
+        values -= np.float32(self.shift)
+        values /= np.float32(self.scale)
+        if outside is not None:
+            values[outside] = 0
+        return values
+
+
+def _moments(view: NDArray[Any], *, nonzero: bool) -> tuple[float, float]:
+    count, total, squares = 0, 0.0, 0.0
+    for plane in view:
+        values = plane.astype(np.float64).ravel()
+        if nonzero:
+            values = values[values != 0]
+        count += len(values)
+        total += float(values.sum())
+        squares += float((values**2).sum())
+    if count == 0:
+        return 0.0, 1.0
+    mean = total / count
+    return mean, max(float(np.sqrt(max(squares / count - mean**2, 0.0))), 1e-8)
+
+
+def pad_value(image: NDArray[np.float32], package: ModelPackage) -> float:
+    """The normalised value outside the field of view."""
+    return 0.0 if package.sampling.pad == "zero" else float(image.min())

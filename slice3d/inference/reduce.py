@@ -1,0 +1,236 @@
+"""Scores → labels on the study's grid, one plane at a time.
+
+The network's finished planes arrive in order along the slab axis. Each output plane is interpolated between two of
+them, so borders are smooth whatever the spacing, and nothing is ever held for the whole volume but the labels.
+
+Between voxels whose strongest class is the same, linear interpolation cannot make another class win (every score is a
+convex combination), so only cells whose corners disagree are worked out: a few per cent of them, with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Axes = tuple[int, int, int]
+
+_PIXELS_AT_ONCE = 1 << 15  # bounds the scores worked out at once, whatever the number of classes
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How scores become labels. values: label of each channel (softmax) or of each region in writing order (sigmoid).
+
+    groups: name → channels (softmax) or one channel (sigmoid) whose probability is the structure's.
+    """
+
+    activation: str
+    values: tuple[int, ...]
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    probabilities: tuple[str, ...] = ()
+
+
+@dataclass
+class Tally:
+    """Running sums over network voxels for one structure: what its own probabilities say about it."""
+
+    voxels: float = 0.0
+    probability: float = 0.0
+    inside: float = 0.0
+    entropy: float = 0.0
+
+
+def sample_positions(n_in: int, n_out: int, order: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Lower neighbour and weight of the upper one for each of n_out samples over the extent of n_in voxels."""
+    x = np.clip((np.arange(n_out) + 0.5) * n_in / n_out - 0.5, 0, n_in - 1)
+    if order == 0:
+        where = np.clip(np.floor((np.arange(n_out) + 0.5) * n_in / n_out).astype(np.int64), 0, n_in - 1)
+        return where, np.zeros(n_out, np.float32)
+    lower = np.minimum(np.floor(x).astype(np.int64), max(n_in - 2, 0))
+    return lower, (x - lower).astype(np.float32)
+
+
+class Reducer:
+    """Takes finished score planes (H, W, C) in order, writes label planes of the study's box.
+
+    labels: (depth, height, width) integer array to fill, slab axis first. orders: spline order of the scores along
+    (slab, H, W).
+    """
+
+    def __init__(
+        self,
+        shape: Axes,
+        labels: NDArray[np.generic],
+        decision: Decision,
+        *,
+        orders: Axes = (1, 1, 1),
+        device: torch.device,
+    ) -> None:
+        import torch
+
+        self.shape, self.labels, self.decision, self.device = shape, labels, decision, device
+        self.lower, self.weight = sample_positions(shape[0], labels.shape[0], orders[0])
+        rows, self.row_weight = self._axis(shape[1], labels.shape[1], orders[1])
+        columns, self.column_weight = self._axis(shape[2], labels.shape[2], orders[2])
+        self.rows, self.columns = rows, columns
+        self.same_plane = shape[1:] == labels.shape[1:]
+        self.values = torch.tensor(decision.values, dtype=torch.int32, device=device)
+        self.previous: torch.Tensor | None = None
+        self.next_out = 0
+        self.tallies = {name: Tally() for name in decision.groups}
+        # per channel: voxels, and sums of their (slab, row, column) indices
+        self.moments = np.zeros((len(decision.values), 4))
+        self.planes_taken = 0
+        self.probability = {name: np.zeros(labels.shape, np.float16) for name in decision.probabilities}
+
+    def _axis(self, n_in: int, n_out: int, order: int) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        lower, weight = sample_positions(n_in, n_out, order)
+        return torch.from_numpy(lower).to(self.device), torch.from_numpy(weight).to(self.device)
+
+    def take(self, index: int, scores: torch.Tensor) -> None:
+        """scores: (H, W, C) float32 of network plane `index`; planes come in order from 0."""
+        self._tally(scores)
+        while self.next_out < len(self.lower):
+            low, weight = int(self.lower[self.next_out]), float(self.weight[self.next_out])
+            if low == index and weight == 0.0:
+                plane = scores
+            elif low + 1 == index and self.previous is not None:
+                plane = self.previous.lerp(scores, weight) if weight else self.previous
+            else:
+                break
+            self._write(self.next_out, plane)
+            self.next_out += 1
+        self.previous = scores
+
+    def _write(self, out: int, plane: torch.Tensor) -> None:
+        import torch
+
+        height, width = self.labels.shape[1:]
+        coarse, pattern = self._decide(plane)
+        if self.same_plane:
+            result = coarse
+        else:
+            result = coarse[self.rows][:, self.columns]
+            mixed = _mixed_cells(pattern)[self.rows][:, self.columns].reshape(-1).nonzero().squeeze(1)
+            for some in torch.split(mixed, _PIXELS_AT_ONCE):
+                fine = self._interpolate(plane, some // width, some % width)
+                result.view(-1)[some] = self._decide(fine)[0]
+        self.labels[out] = result.cpu().numpy()
+        for name in self.decision.probabilities:
+            field_ = self._probability(plane, self.decision.groups[name])
+            if not self.same_plane:
+                field_ = torch.nn.functional.interpolate(field_[None, None], (height, width), mode="bilinear")[0, 0]
+            self.probability[name][out] = field_.half().cpu().numpy()
+
+    def _decide(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(…, C) scores → label values (…) and a code that is equal where the decision is equal."""
+        import torch
+
+        if self.decision.activation == "softmax":
+            best = scores.argmax(-1)
+            return self.values[best], best
+        on = scores > 0
+        labels = torch.zeros(scores.shape[:-1], dtype=torch.int32, device=scores.device)
+        code = torch.zeros(scores.shape[:-1], dtype=torch.int64, device=scores.device)
+        for channel, value in enumerate(self.decision.values):
+            labels[on[..., channel]] = value
+            code = code * 2 + on[..., channel]
+        return labels, code
+
+    def _interpolate(self, plane: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """(n, C) scores at fine pixels: four neighbours, weighted."""
+        import torch
+
+        height, width, classes = plane.shape
+        top, left = self.rows[rows], self.columns[columns]
+        down, right = (top + 1).clamp(max=height - 1), (left + 1).clamp(max=width - 1)
+        a, b = self.row_weight[rows], self.column_weight[columns]
+        index = torch.stack([top * width + left, top * width + right, down * width + left, down * width + right], 1)
+        weight = torch.stack([(1 - a) * (1 - b), (1 - a) * b, a * (1 - b), a * b], 1)
+        flat = plane.reshape(-1, classes)
+        return torch.nn.functional.embedding_bag(index, flat, mode="sum", per_sample_weights=weight)
+
+    def _probability(self, scores: torch.Tensor, channels: tuple[int, ...]) -> torch.Tensor:
+        if self.decision.activation == "softmax":
+            return scores.softmax(-1)[..., list(channels)].sum(-1)
+        return scores[..., channels[0]].sigmoid()
+
+    def _tally(self, scores: torch.Tensor) -> None:
+        """Add one network plane to the sums behind the expected Dice."""
+        import torch
+
+        best = scores.argmax(-1) if self.decision.activation == "softmax" else None
+        self._locate(scores, best)
+        if not self.tallies:
+            return
+        if best is not None:
+            probability = scores.softmax(-1)
+            entropy = -(probability * probability.clamp_min(1e-12).log()).sum(-1)
+            membership = torch.zeros(scores.shape[-1], len(self.tallies), device=scores.device)
+            for column, channels in enumerate(self.decision.groups.values()):
+                membership[list(channels), column] = 1
+            p = probability @ membership
+            m = membership[best]
+        else:
+            columns = [channels[0] for channels in self.decision.groups.values()]
+            p = scores[..., columns].sigmoid()
+            m = (p > 0.5).float()
+            q = p.clamp(1e-6, 1 - 1e-6)
+            entropy = -(q * q.log() + (1 - q) * (1 - q).log()).mean(-1)
+        sums = torch.stack([m.sum((0, 1)), p.sum((0, 1)), (m * p).sum((0, 1)), (m * entropy[..., None]).sum((0, 1))])
+        for tally, column in zip(self.tallies.values(), sums.double().T.tolist(), strict=True):
+            tally.voxels += column[0]
+            tally.probability += column[1]
+            tally.inside += column[2]
+            tally.entropy += column[3]
+
+    def _locate(self, scores: torch.Tensor, best: torch.Tensor | None) -> None:
+        """Add one network plane to the sums behind each channel's centre."""
+        if best is not None:
+            classes = scores.shape[-1]
+            rows = torch_bincount(best, classes, 0)
+            columns = torch_bincount(best, classes, 1)
+        else:
+            rows, columns = (scores > 0).sum(1).T.double(), (scores > 0).sum(0).T.double()
+        count = rows.sum(1)
+        place = [r.new_tensor(range(r.shape[1])) for r in (rows, columns)]
+        sums = [count, count * self.planes_taken, rows @ place[0], columns @ place[1]]
+        self.moments += np.stack([s.cpu().numpy() for s in sums], 1)
+        self.planes_taken += 1
+
+    def centres(self) -> dict[int, tuple[float, NDArray[np.float64]]]:
+        """Channel → (network voxels, mean (slab, row, column) index) of what the model found there."""
+        found = np.flatnonzero(self.moments[:, 0])
+        return {int(c): (float(self.moments[c, 0]), self.moments[c, 1:] / self.moments[c, 0]) for c in found}
+
+
+def torch_bincount(best: torch.Tensor, classes: int, axis: int) -> torch.Tensor:
+    """(classes, n) float64: how often each class occurs in each row (axis 0) or column (axis 1) of (H, W) classes."""
+    import torch
+
+    n = best.shape[axis]
+    where = torch.arange(n, device=best.device)
+    code = best * n + (where[:, None] if axis == 0 else where)
+    return torch.bincount(code.reshape(-1), minlength=classes * n).reshape(classes, n).double()
+
+
+def _mixed_cells(code: torch.Tensor) -> torch.Tensor:
+    """(H, W) bool: the cell from (h, w) to (h+1, w+1) has corners that disagree."""
+    import torch
+
+    out = torch.zeros_like(code, dtype=torch.bool)
+    vertical = code[1:] != code[:-1]
+    horizontal = code[:, 1:] != code[:, :-1]
+    out[:-1] |= vertical
+    out[:, :-1] |= horizontal
+    out[:-1, :-1] |= vertical[:, 1:] | horizontal[1:]
+    return out

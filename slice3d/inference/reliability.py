@@ -1,0 +1,164 @@
+"""What the result says about itself: expected Dice, organs cut by the field of view, volumes and sides that cannot be.
+
+Expected Dice. With p the model's probability of a structure and m its own decision, 2·Σpm / (Σp + Σm) is the Dice the
+decision would have if the probabilities were right. Networks are over-confident, so a package may carry a calibration
+from held-out cases: `reliability = {"measure": "soft_dice", "structures": {name: {"intercept": a, "slope": b}}}`,
+giving a + b·(soft Dice), clipped to 0…1. Without it the number is reported as the model's self-agreement, not as Dice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from slice3d import anatomy
+from slice3d.findings import Finding
+from slice3d.inference.reduce import Tally
+from slice3d.models.package import ModelPackage
+from slice3d.volume import Segmentation
+
+MEASURES = ("soft_dice", "mean_entropy")
+_LOW_DICE = 0.8
+_CONTACT_MM2 = 100.0
+_SIDE_MARGIN_MM = 10.0
+_FACES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
+
+
+def measure(tallies: Mapping[str, Tally], package: ModelPackage) -> dict[str, dict[str, Any]]:
+    """Per structure: `soft_dice`, `mean_entropy` (nats, over its voxels), `expected_dice` (None: not calibrated)."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, tally in tallies.items():
+        both = tally.voxels + tally.probability
+        values: dict[str, Any] = {
+            "soft_dice": round(2 * tally.inside / both, 4) if both > 0 else None,
+            "mean_entropy": round(tally.entropy / tally.voxels, 4) if tally.voxels else None,
+        }
+        values["expected_dice"] = _expected(name, values, package.reliability) if tally.voxels else None
+        out[name] = values
+    return out
+
+
+def _expected(name: str, values: Mapping[str, Any], reliability: Mapping[str, Any]) -> float | None:
+    table = reliability.get("structures", {})
+    line = table.get(name) or reliability.get("default")
+    value = values.get(str(reliability.get("measure", "soft_dice")))
+    if not isinstance(line, Mapping) or value is None or not {"intercept", "slope"} <= set(line):
+        return None
+    return round(float(np.clip(line["intercept"] + line["slope"] * value, 0.0, 1.0)), 4)
+
+
+def calibrate(pairs: Iterable[tuple[float, float]]) -> dict[str, float]:
+    """The line from a measure to Dice by least squares over held-out (measure, Dice) pairs, for `model.json`.
+
+    Falls back to the mean Dice where there are fewer than three pairs, the measure does not vary, or more confidence
+    went with less Dice (chance, in few cases). `residual` is the root mean square of what is left.
+    """
+    points = np.array(sorted(pairs), np.float64).reshape(-1, 2)
+    if not len(points):
+        return {"intercept": 0.0, "slope": 0.0, "residual": 1.0, "cases": 0.0}
+    x, y = points.T
+    slope = 0.0
+    if len(points) >= 3 and float(x.std()) > 1e-6:
+        slope = max(0.0, float(np.polyfit(x, y, 1)[0]))
+    intercept = float(y.mean() - slope * x.mean())
+    residual = float(np.sqrt(np.mean((intercept + slope * x - y) ** 2)))
+    return {"intercept": intercept, "slope": slope, "residual": residual, "cases": float(len(points))}
+
+
+def check_result(
+    result: Segmentation,
+    wanted: Sequence[str],
+    measured: Mapping[str, Mapping[str, Any]],
+    centres: Mapping[str, tuple[float, float, float]],
+) -> list[Finding]:
+    """Findings about every wanted structure. centres: structure → world RAS mm, of all the model found."""
+    findings: list[Finding] = []
+    for name in wanted:
+        mask = result.mask(name)
+        if not mask.any():
+            continue
+        cut = _cut(result, name, mask)
+        findings += cut
+        findings += _volume(result, name, float(np.count_nonzero(mask)), bool(cut))
+        findings += _confidence(name, measured.get(name, {}))
+    return findings + check_sides(centres)
+
+
+def _cut(result: Segmentation, name: str, mask: Any) -> list[Finding]:
+    grid = result.grid
+    spacing = grid.spacing_mm
+    touched = {}
+    for axis, world in enumerate(grid.world_axes):
+        area = float(np.prod([s for n, s in enumerate(spacing) if n != axis]))
+        ends = _FACES[world] if grid.directions[world, axis] > 0 else _FACES[world][::-1]
+        for end, index in zip(ends, (0, -1), strict=True):
+            contact = float(np.count_nonzero(np.take(mask, index, axis=axis))) * area
+            if contact >= _CONTACT_MM2:
+                touched[end] = round(contact / 100.0, 1)
+    if not touched:
+        return []
+    known = anatomy.STRUCTURES.get(name)
+    # whoever asks for the skeleton of a scan expects it to end where the scan does
+    usual = known is not None and known.kind in ("body", "bone", "vessel", "tissue")
+    where = ", ".join(f"{end} ({cm2:.0f} cm²)" for end, cm2 in touched.items())
+    text = f"{name} is cut off by the field of view at its {where} border: its volume and surface are incomplete"
+    details = {"structure": name, "contact_cm2": touched}
+    return [Finding("organ-cut-by-field-of-view", text, severity="info" if usual else "warning", details=details)]
+
+
+def _volume(result: Segmentation, name: str, voxels: float, cut: bool) -> list[Finding]:
+    known = anatomy.STRUCTURES.get(name)
+    if known is None or known.volume_ml is None:
+        return []
+    volume = voxels * result.grid.voxel_volume_mm3 / 1000.0
+    low, high = known.volume_ml
+    if volume > high or (volume < low and not cut):
+        text = (
+            f"{name} measures {volume:.0f} ml; adults have {low:g} to {high:g} ml: check the outline, "
+            "or the patient is a child or has had surgery"
+        )
+        details = {"structure": name, "volume_ml": round(volume, 1), "plausible_ml": [low, high]}
+        return [Finding("volume-implausible", text, details=details)]
+    return []
+
+
+def _confidence(name: str, measured: Mapping[str, Any]) -> list[Finding]:
+    expected, own = measured.get("expected_dice"), measured.get("soft_dice")
+    if expected is not None and expected < _LOW_DICE:
+        text = f"{name}: expected Dice {expected:.2f} on this image, below {_LOW_DICE}: check every slice"
+        return [Finding("low-expected-dice", text, details={"structure": name, "expected_dice": expected})]
+    if expected is None and own is not None and own < _LOW_DICE:
+        text = (
+            f"{name}: the model is unsure (self-agreement {own:.2f}, not calibrated): check the outline slice by slice"
+        )
+        return [Finding("model-unsure", text, details={"structure": name, "soft_dice": own})]
+    return []
+
+
+# (structure, structure, world axis, what it means when the first does not lie further along the axis)
+_ORDER = (
+    ("liver", "spleen", 0, "the liver lies left of the spleen"),
+    ("kidney_right", "kidney_left", 0, "the right kidney lies left of the left one"),
+    ("lung_right", "lung_left", 0, "the right lung lies left of the left one"),
+    ("lung_right", "kidney_right", 2, "the lung lies below the kidney"),
+    ("lung_left", "kidney_left", 2, "the lung lies below the kidney"),
+    ("liver", "body", 0, "the liver lies left of the middle of the body"),
+)
+
+
+def check_sides(centres: Mapping[str, tuple[float, float, float]]) -> list[Finding]:
+    """A finding when organs lie on the wrong side of each other. centres: structure → world RAS mm."""
+    for first, second, axis, what in _ORDER:
+        if first in centres and second in centres:
+            ahead = centres[first][axis] - centres[second][axis]
+            if ahead < -_SIDE_MARGIN_MM:
+                cause = "upside down" if axis == 2 else "mirrored (or this is situs inversus)"
+                text = (
+                    f"{what} by {-ahead:.0f} mm: the image's orientation is wrong, or it is {cause}; "
+                    "check left and right before use"
+                )
+                details = {"first": first, "second": second, "distance_mm": round(-ahead, 1)}
+                return [Finding("orientation-implausible", text, severity="error", details=details)]
+    return []

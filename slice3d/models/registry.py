@@ -1,0 +1,104 @@
+"""Which model packages are installed, and which of them answers `--organ liver`. No torch here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from slice3d import anatomy
+from slice3d.errors import InputError, ModelError
+from slice3d.models.package import ModelPackage, read_package
+
+log = logging.getLogger(__name__)
+
+BUILTIN = Path(__file__).parent / "packages"
+
+
+def cache_folder() -> Path:
+    """Where added models live: the platform's cache folder for slice3d (on Linux `$XDG_CACHE_HOME/slice3d/models`)."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("slice3d", appauthor=False) / "models"
+
+
+def packages(*, folder: Path | None = None) -> dict[str, ModelPackage]:
+    """Every installed package by name, the shipped ones first. folder: where added models live (default: the cache).
+
+    A damaged package is left out with a logged warning; `package(name)` says what is wrong with it.
+    """
+    found: dict[str, ModelPackage] = {}
+    for root, builtin in ((BUILTIN, True), (folder or cache_folder(), False)):
+        for entry in sorted(root.glob("*/model.json")) if root.is_dir() else ():
+            try:
+                read = read_package(entry.parent, builtin=builtin)
+            except ModelError as error:
+                log.warning("model package left out: %s", error)
+                continue
+            found.setdefault(read.name, read)
+    return found
+
+
+def package(name: str, *, folder: Path | None = None) -> ModelPackage:
+    """One installed package. Raises `ModelError` when there is none of that name (with the nearest spelling)."""
+    from slice3d.models.known import KNOWN
+
+    installed = packages(folder=folder)
+    if name in installed:
+        return installed[name]
+    for root in (BUILTIN, folder or cache_folder()):
+        if Path(name).name == name and (root / name / "model.json").is_file():
+            return read_package(root / name)  # raises, saying why it was left out
+    if name in KNOWN:
+        raise ModelError(f"model {name!r} is known but not installed; run `slice3d models add {name}`")
+    raise ModelError(
+        f"no model {name!r}; installed: {', '.join(installed) or 'none'}{anatomy.suggest(name, installed)}"
+    )
+
+
+def find(
+    organ: str | Sequence[str], *, modality: str = "", model: str | None = None, folder: Path | None = None
+) -> ModelPackage:
+    """The installed package that knows every structure in `organ`, for images of `modality` (`""`: not known).
+
+    Of several, shipped packages come first, then by name; `model` names one. Raises `InputError` for an unknown
+    structure (listing what there is, with the nearest spelling) or an image of a modality no such model takes, and
+    `ModelError` when `model` is not installed.
+    """
+    organs = (organ,) if isinstance(organ, str) else tuple(organ)
+    candidates = [package(model, folder=folder)] if model is not None else list(packages(folder=folder).values())
+    if not candidates:
+        raise ModelError("no model package is installed; run `slice3d models add`")
+    if not organs:
+        raise InputError("no structure asked for; expected at least one, e.g. 'liver'")
+    able = [c for c in candidates if all(_offers(c, o) for o in organs)]
+    if not able:
+        _explain(organs, candidates)
+    fitting = [c for c in able if not modality or not c.modality or modality in c.modality]
+    if not fitting:
+        takes = sorted({m for c in able for m in c.modality})
+        raise InputError(
+            f"the image is {modality}, but {', '.join(organs)} can only be found in {' or '.join(takes)} by "
+            f"{', '.join(c.name for c in able)}; use a {' or '.join(takes)} study or add a model for {modality}"
+        )
+    return fitting[0]
+
+
+def _offers(candidate: ModelPackage, organ: str) -> bool:
+    try:
+        anatomy.resolve(organ, candidate.structures)
+    except InputError:
+        return False
+    return True
+
+
+def _explain(organs: Sequence[str], candidates: Sequence[ModelPackage]) -> None:
+    everything = sorted({name for c in candidates for name in c.structures})
+    for organ in organs:
+        anatomy.resolve(organ, everything)
+        if not any(_offers(c, organ) for c in candidates):
+            raise InputError(f"no single installed model knows all parts of {organ!r}; ask for one structure at a time")
+    raise InputError(
+        f"no installed model knows {', '.join(organs)} together; ask for them one model at a time with --model "
+        f"({', '.join(c.name for c in candidates)})"
+    )

@@ -1,0 +1,181 @@
+"""The engine against slow, plain implementations and against itself under other settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from slice3d.errors import InputError, ModelError
+from slice3d.inference import Engine, InferenceSettings, predict
+from slice3d.models import ModelPackage
+from slice3d.models.loading import load_network
+from slice3d.resample import axis_moves, reorient, undo_moves
+from slice3d.volume import Volume
+from tests.inference.builders import Pointwise, oblique_volume, random_network, write_package
+
+FLOAT32 = InferenceSettings(precision="float32", postprocess=False, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    return write_package(tmp_path_factory.mktemp("models") / "tiny", random_network())
+
+
+@pytest.fixture
+def pointwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelPackage:
+    monkeypatch.setattr("slice3d.models.loading.build_network", lambda *_: Pointwise())
+    return write_package(tmp_path / "pointwise", Pointwise())
+
+
+def brute_force(volume: Volume, package: ModelPackage, overlap: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and scores (C, i, j, k) on the study's grid, everything held in memory, nothing clever."""
+    network = load_network(package)
+    turned = reorient(volume, "RAS")
+    intensity = package.intensity[0]
+    image = (np.clip(turned.data.astype(np.float64), *intensity.clip) - intensity.mean) / intensity.std
+    shape = [round(n * s / p) for n, s, p in zip(image.shape, turned.grid.spacing_mm, package.spacing_mm, strict=True)]
+    zoom = [a / b for a, b in zip(shape, image.shape, strict=True)]
+    small = ndimage.zoom(image, zoom, order=1, mode="nearest", grid_mode=True).astype(np.float32)
+    patch = package.patch_size
+    widths = [(max(0, p - n) // 2, max(0, p - n) - max(0, p - n) // 2) for n, p in zip(small.shape, patch, strict=True)]
+    padded = np.pad(small, widths, constant_values=small.min())
+    line = [np.exp(-((np.arange(p) - p // 2) ** 2) / (2 * (p / 8) ** 2)) for p in patch]
+    weight = np.maximum(np.einsum("i,j,k->ijk", *line), 6e-9)
+    starts = []
+    for n, p in zip(padded.shape, patch, strict=True):
+        count = int(np.ceil((n - p) / max(1, p * (1 - overlap)))) + 1
+        starts.append(np.round(np.linspace(0, n - p, count)).astype(int))
+    scores, total = 0.0, np.zeros(padded.shape)
+    scores = np.zeros((max(package.labels) + 1, *padded.shape))
+    for a in starts[0]:
+        for b in starts[1]:
+            for c in starts[2]:
+                box = (slice(a, a + patch[0]), slice(b, b + patch[1]), slice(c, c + patch[2]))
+                with torch.inference_mode():
+                    out = network(torch.from_numpy(padded[box])[None, None])[0].double().numpy()
+                scores[(slice(None), *box)] += out * weight
+                total[box] += weight
+    inner = tuple(slice(w[0], w[0] + n) for w, n in zip(widths, small.shape, strict=True))
+    scores = (scores / total)[(slice(None), *inner)]
+    back = [n / m for n, m in zip(image.shape, small.shape, strict=True)]
+    scores = np.stack([ndimage.zoom(s, back, order=1, mode="nearest", grid_mode=True) for s in scores])
+    moves = axis_moves(volume.grid, "RAS")
+    scores = np.stack([undo_moves(s, *moves) for s in scores])
+    return scores.argmax(0), scores
+
+
+def assert_same(found: np.ndarray, scores: np.ndarray, tolerance: float = 1e-3) -> None:
+    """Equal to the strongest class, except where two classes tie to rounding."""
+    best = scores.max(0)
+    mine = np.take_along_axis(scores, found[None].astype(int), 0)[0]
+    assert (best - mine).max() < tolerance
+    assert (found != scores.argmax(0)).mean() < 0.001
+
+
+def test_equals_brute_force_on_an_oblique_anisotropic_study(tiny: ModelPackage) -> None:
+    volume = oblique_volume()
+    labels, scores = brute_force(volume, tiny)
+    assert len(np.unique(labels)) >= 3
+    assert_same(predict(volume, tiny, settings=FLOAT32).labels, scores)
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "SAR", "ILA"])
+def test_axes_of_the_study_do_not_matter(tiny: ModelPackage, orientation: str) -> None:
+    volume = oblique_volume()
+    here = predict(volume, tiny, settings=FLOAT32)
+    there = predict(reorient(volume, orientation), tiny, settings=FLOAT32)
+    moves = axis_moves(volume.grid, orientation)
+    assert (undo_moves(there.labels, *moves) != here.labels).mean() < 1e-3
+
+
+def test_pointwise_network_labels_the_values_themselves(pointwise: ModelPackage) -> None:
+    package = replace(pointwise, spacing_mm=(2.0, 1.5, 3.5))  # the study's own spacing: no resampling at all
+    volume = oblique_volume()
+    result = Engine(package, FLOAT32).predict(volume)
+    truth = np.digitize(np.clip(volume.data, -200, 300) / 100, (-1.0, 0.0, 1.0), right=True)
+    assert (result.labels == truth).mean() > 0.999
+
+
+@given(
+    patch=st.tuples(*[st.sampled_from([8, 12, 16, 20])] * 3),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]),
+    batch=st.integers(1, 3),
+)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_result_does_not_depend_on_tiles(
+    pointwise: ModelPackage, patch: tuple[int, int, int], overlap: float, batch: int
+) -> None:
+    volume = oblique_volume()
+    reference = Engine(replace(pointwise, patch_size=(64, 64, 64)), FLOAT32).predict(volume)
+    tiled = Engine(replace(pointwise, patch_size=patch), replace(FLOAT32, overlap=overlap, batch=batch)).predict(volume)
+    assert (tiled.labels != reference.labels).mean() < 1e-4
+
+
+@given(batch=st.integers(1, 5), memory=st.floats(4.0, 12.0), threads=st.integers(1, 2))
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_result_does_not_depend_on_batch_memory_or_threads(
+    tiny: ModelPackage, batch: int, memory: float, threads: int
+) -> None:
+    volume = oblique_volume()
+    reference = predict(volume, tiny, settings=FLOAT32)
+    other = predict(volume, tiny, settings=replace(FLOAT32, batch=batch, memory_gib=memory, threads=threads))
+    assert (other.labels != reference.labels).mean() < 1e-3
+
+
+def test_same_input_same_bytes(tiny: ModelPackage) -> None:
+    runs = [Engine(tiny, FLOAT32).predict(oblique_volume()).labels.tobytes() for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+def test_memory_budget_too_small_is_said_before_work_starts(tiny: ModelPackage) -> None:
+    with pytest.raises(ModelError, match=r"needs about .* GiB .* budget is 0\.1 GiB; raise --memory"):
+        predict(oblique_volume(), tiny, settings=replace(FLOAT32, memory_gib=0.1))
+
+
+def test_only_wanted_structures_come_back(tiny: ModelPackage) -> None:
+    volume = oblique_volume()
+    everything = predict(volume, tiny, settings=FLOAT32)
+    one = predict(volume, tiny, structures=["spleen"], settings=FLOAT32)
+    assert dict(one.names) == {2: "spleen"}
+    np.testing.assert_array_equal(one.labels == 2, everything.labels == 2)
+    assert set(np.unique(one.labels)) <= {0, 2}
+    assert one.metadata["structures"] == ("spleen",)
+
+
+def test_probability_of_a_structure_agrees_with_its_label(tiny: ModelPackage) -> None:
+    volume = oblique_volume()
+    result = predict(volume, tiny, settings=replace(FLOAT32, probabilities=("bone",)))
+    _, scores = brute_force(volume, tiny)
+    softmax = np.exp(scores - scores.max(0)) / np.exp(scores - scores.max(0)).sum(0)
+    assert np.abs(result.probabilities["bone"] - softmax[3]).mean() < 0.05
+
+
+def test_bfloat16_agrees_with_float32(tiny: ModelPackage) -> None:
+    volume = oblique_volume()
+    a, b = (predict(volume, tiny, settings=replace(FLOAT32, precision=p)).labels for p in ("float32", "bfloat16"))
+    assert (a != b).mean() < 0.03
+
+
+def test_folds_and_flips_are_averaged(tmp_path: Path) -> None:
+    networks = [random_network(1), random_network(2)]
+    package = write_package(tmp_path / "folds", networks, sampling={"mirror_axes": [0, 2]})
+    volume = oblique_volume()
+    both = predict(volume, package, settings=FLOAT32)
+    assert both.metadata["folds"] == 2
+    assert both.metadata["mirrored_axes"] == [0, 2]
+    singles = [predict(volume, package, settings=replace(FLOAT32, folds=(n,))).labels for n in (0, 1)]
+    assert (singles[0] != singles[1]).any()
+    plain = predict(volume, package, settings=replace(FLOAT32, mirror=False)).labels
+    assert (plain != both.labels).any()
+
+
+def test_unknown_fold_is_an_input_error(tiny: ModelPackage) -> None:
+    with pytest.raises(InputError, match="folds"):
+        Engine(tiny, replace(FLOAT32, folds=(3,)))

@@ -83,7 +83,9 @@ def check_zip(archive: zipfile.ZipFile, label: str) -> list[zipfile.ZipInfo]:
             )
     packed = sum(m.compress_size for m in members)
     if total > MAX_ZIP_BYTES or (total > MAX_EXPANSION * max(packed, 1) and total > MAX_SMALL_MEMBER):
-        raise InputError(f"{label} expands to {total / 2**30:.1f} GiB; expected a study; unpack it yourself if you trust it")
+        raise InputError(
+            f"{label} expands to {total / 2**30:.1f} GiB; expected a study; unpack it yourself if you trust it"
+        )
     return members
 
 
@@ -119,13 +121,17 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise InputError(f"folder {path.parent.name!r} does not exist; expected one to write {path.name} into; create it first")
+        raise InputError(
+            f"folder {path.parent.name!r} does not exist; expected one to write {path.name} into; create it first"
+        )
     part = path.parent / f".{path.name[:40]}.{secrets.token_hex(6)}.part"
     try:
         yield part
         part.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path.name}: {error.strerror or error}; choose a folder you may write to") from error
+        raise InputError(
+            f"cannot write {path.name}: {error.strerror or error}; choose a folder you may write to"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)

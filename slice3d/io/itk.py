@@ -31,7 +31,9 @@ def load_itk(path: Path) -> Volume:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         finite = np.isfinite(values)
         values = np.where(finite, values, values[finite].min() if finite.any() else 0).astype(np.float32)
-        findings.append(Finding("not-finite", "Some voxels held NaN or infinity; they were set to the lowest value.", "warning"))
+        findings.append(
+            Finding("not-finite", "Some voxels held NaN or infinity; they were set to the lowest value.", "warning")
+        )
     return Volume(freeze(values), grid_of(image), modality=modality.strip(), findings=tuple(findings))
 
 
@@ -44,7 +46,9 @@ def load_itk_labels(path: Path, *, names: Mapping[int, str] | None = None) -> Se
 
         return from_layers(_array(image), grid_of(image), keys, names=names, findings=findings, label=path.name)
     if image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(f"{path.name} has {image.GetNumberOfComponentsPerPixel()} values per voxel; expected one label each")
+        raise InputError(
+            f"{path.name} has {image.GetNumberOfComponentsPerPixel()} values per voxel; expected one label each"
+        )
     labels = as_labels(_array(image), path.name)
     return Segmentation(freeze(labels), grid_of(image), label_names(labels, names), findings=tuple(findings))
 
@@ -76,7 +80,9 @@ def write_mha(data: NDArray[Any], grid: Grid, path: Path) -> None:
     from slice3d.io.files import atomic
 
     if not grid.is_orthogonal:
-        raise InputError("the grid is sheared, which MetaImage cannot say; expected right angles; write NIfTI or resample")
+        raise InputError(
+            "the grid is sheared, which MetaImage cannot say; expected right angles; write NIfTI or resample"
+        )
     if data.dtype == np.bool_:
         data = data.astype(np.uint8)
     with atomic(path) as part:
@@ -112,9 +118,13 @@ def _read(path: Path) -> tuple[Any, list[Finding]]:
             raise InputError(f"{path.name} has {reader.GetDimension()} dimensions; expected three")
         image = reader.Execute()
     except RuntimeError as error:
-        raise InputError(f"{path.name} cannot be read as {path.suffix}: {_reason(str(error))}; copy it again") from error
+        raise InputError(
+            f"{path.name} cannot be read as {path.suffix}: {_reason(str(error))}; copy it again"
+        ) from error
     if path.suffix.lower() in (".nrrd", ".nhdr") and not image.HasMetaDataKey("NRRD_space"):
-        findings.append(Finding("no-orientation", "The file does not say how it lies in the patient; left and right are a guess."))
+        findings.append(
+            Finding("no-orientation", "The file does not say how it lies in the patient; left and right are a guess.")
+        )
     return image, findings
 
 

@@ -15,7 +15,9 @@ def list_file(path: Path) -> Listing:
 
     suffix = suffix_of(path)
     if suffix in (".png", ".tif", ".tiff"):
-        entry = SeriesEntry("1", "picture", format=suffix[1:].upper(), images=1, problem="needs --spacing to become a volume")
+        entry = SeriesEntry(
+            "1", "picture", format=suffix[1:].upper(), images=1, problem="needs --spacing to become a volume"
+        )
         return Listing((StudyEntry(1, 1, "", (entry,)),), files=1, why="pictures carry no geometry")
     volume: Volume = load(path)
     entry = SeriesEntry(

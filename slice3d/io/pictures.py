@@ -27,8 +27,12 @@ def load_pictures(path: Path, *, spacing_mm: tuple[float, float, float] | None, 
     the feet; the finding says that this is a convention and not a measurement.
     """
     if spacing_mm is None:
-        raise InputError(f"{path.name} holds pictures without geometry; expected the voxel size; pass --spacing X,Y,Z in mm")
-    files = sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=natural) if path.is_dir() else [path]
+        raise InputError(
+            f"{path.name} holds pictures without geometry; expected the voxel size; pass --spacing X,Y,Z in mm"
+        )
+    files = (
+        sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=natural) if path.is_dir() else [path]
+    )
     slices: list[NDArray[Any]] = []
     for n, file in enumerate(files):
         slices.extend(_pages(file))
@@ -36,7 +40,9 @@ def load_pictures(path: Path, *, spacing_mm: tuple[float, float, float] | None, 
     shapes = {s.shape for s in slices}
     types = {s.dtype for s in slices}
     if len(shapes) != 1 or len(types) != 1:
-        raise InputError(f"{path.name} holds pictures of {len(shapes)} sizes and {len(types)} types; expected one of each")
+        raise InputError(
+            f"{path.name} holds pictures of {len(shapes)} sizes and {len(types)} types; expected one of each"
+        )
     if len(slices) < 2:
         raise InputError(f"{path.name} is one picture; expected a folder of slices or a multi-page TIFF")
     stack = np.stack(slices)
@@ -69,7 +75,9 @@ def _pages(file: Path) -> list[NDArray[Any]]:
                 pages = []
                 for page in ImageSequence.Iterator(image):
                     if page.mode not in ("L", "I", "F", "1") and not page.mode.startswith("I;16"):
-                        raise InputError(f"{file.name} is a {page.mode} picture; expected grey values; convert it first")
+                        raise InputError(
+                            f"{file.name} is a {page.mode} picture; expected grey values; convert it first"
+                        )
                     values = np.array(page)
                     pages.append(values.astype(np.uint8) if values.dtype == np.bool_ else _narrow(values))
                 return pages

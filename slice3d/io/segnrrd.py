@@ -18,6 +18,8 @@ from slice3d.errors import InputError
 from slice3d.findings import Finding
 from slice3d.grid import Grid
 from slice3d.io.files import atomic
+from slice3d.io.layers import combine, unique
+from slice3d.io.nifti import as_labels
 from slice3d.io.terms import category_of, laterality_of
 from slice3d.volume import Segmentation, freeze
 
@@ -82,7 +84,9 @@ def _terminology(name: str) -> str:
     )
 
 
-def write_nrrd(data: NDArray[Any], grid: Grid, path: Path, *, fields: list[str] | None = None, centered: bool = False) -> None:
+def write_nrrd(
+    data: NDArray[Any], grid: Grid, path: Path, *, fields: list[str] | None = None, centered: bool = False
+) -> None:
     """Write NRRD (gzip, left-posterior-superior). Key/value lines in `fields`; byte-identical for the same input."""
     array = np.asarray(data)
     if array.dtype == np.bool_:
@@ -136,75 +140,21 @@ def from_layers(
             value = int(keys.get(f"Segment{number}_LabelValue", 1))
             layer = int(keys.get(f"Segment{number}_Layer", 0))
         except ValueError as error:
-            raise InputError(f"{label} has a damaged entry for segment {number}; expected whole numbers; save it again") from error
+            raise InputError(
+                f"{label} has a damaged entry for segment {number}; expected whole numbers; save it again"
+            ) from error
         segments.append((anatomy.canonical(name), value, layer))
         number += 1
     layers = values if values.ndim == 4 else values[..., None]
     if any(not 0 <= layer < layers.shape[3] for _, _, layer in segments):
-        raise InputError(f"{label} names a layer that it does not hold; expected {layers.shape[3]} layers; save it again")
+        raise InputError(
+            f"{label} names a layer that it does not hold; expected {layers.shape[3]} layers; save it again"
+        )
     masks = [(name, layers[..., layer] == value) for name, value, layer in segments]
     if layers.shape[3] == 1:
-        labels = as_small(layers[..., 0])
+        labels = as_labels(layers[..., 0], label)
         wanted = {value: name for name, value, _ in segments}
         if names:
             wanted = {value: names.get(value, name) for value, name in wanted.items()}
         return Segmentation(freeze(labels), grid, unique(wanted), findings=tuple(findings))
     return combine(masks, grid, findings=findings)
-
-
-def as_small(values: NDArray[Any]) -> NDArray[Any]:
-    """Labels in the smallest type."""
-    from slice3d.io.nifti import as_labels
-
-    return as_labels(values, "the segmentation")
-
-
-def unique(names: Mapping[int, str]) -> dict[int, str]:
-    """Names made different from each other by a number."""
-    out: dict[int, str] = {}
-    taken: set[str] = set()
-    for value, name in sorted(names.items()):
-        fresh, n = name, 2
-        while fresh in taken:
-            fresh, n = f"{name}_{n}", n + 1
-        taken.add(fresh)
-        out[value] = fresh
-    return out
-
-
-def combine(masks: list[tuple[str, NDArray[np.bool_]]], grid: Grid, *, findings: list[Finding]) -> Segmentation:
-    """Masks that may overlap → disjoint labels, and a group for every structure that ended up in several of them."""
-    named = unique({n + 1: name for n, (name, _) in enumerate(masks)})
-    labels = np.zeros(grid.shape, dtype=np.uint16, order="F")
-    sets: dict[frozenset[int], int] = {}
-    members: dict[int, frozenset[int]] = {0: frozenset()}
-    for number, (_, mask) in enumerate(masks, start=1):
-        for old in np.unique(labels[mask]):
-            combined = members[int(old)] | {number}
-            if combined not in sets:
-                sets[combined] = len(sets) + 1
-                members[sets[combined]] = combined
-            labels[mask & (labels == old)] = sets[combined] + 30000
-        labels[labels > 30000] -= 30000
-    names: dict[int, str] = {}
-    groups: dict[str, tuple[int, ...]] = {}
-    present = set(np.unique(labels).tolist())
-    for number, name in named.items():
-        values = tuple(v for v, owners in members.items() if number in owners and v in present)
-        single = [v for v in values if members[v] == {number}]
-        if values == tuple(single) and single:
-            names[single[0]] = name
-        elif values:
-            groups[name] = values
-            if single:
-                names[single[0]] = f"{name}_only"
-        else:
-            free = max([*members, *names], default=0) + 1
-            members[free] = frozenset({number})
-            names[free] = name
-    for value, owners in members.items():
-        if value in present and value and value not in names:
-            names[value] = "+".join(named[n] for n in sorted(owners))
-    if groups:
-        findings = [*findings, Finding("overlapping-structures", "Structures overlap; each keeps all of its voxels.", "info")]
-    return Segmentation(freeze(as_small(labels)), grid, unique(names), groups=groups, findings=tuple(findings))

@@ -107,7 +107,9 @@ def pick(found: list[Candidate]) -> tuple[Candidate, str]:
     if not usable:
         problems = {c.stack.problem for c in found if c.stack.problem}
         reason = "; ".join(sorted(problems)) or "no images with pixels"
-        raise InputError(f"nothing here can become a volume: found {reason}; expected a CT or MR series; see slice3d info")
+        raise InputError(
+            f"nothing here can become a volume: found {reason}; expected a CT or MR series; see slice3d info"
+        )
     volumes = [c for c in usable if quality(c)[:2] == (1.0, 1.0)] or usable
     for what, key in (
         ("patients", {c.header.patient for c in volumes}),
@@ -115,7 +117,9 @@ def pick(found: list[Candidate]) -> tuple[Candidate, str]:
         ("modalities", {c.header.modality for c in volumes if c.header.modality in ("CT", "MR")}),
     ):
         if len(key) > 1:
-            raise InputError(f"volumes of {len(key)} {what} lie here; expected one; choose with --series: {choices(volumes)}")
+            raise InputError(
+                f"volumes of {len(key)} {what} lie here; expected one; choose with --series: {choices(volumes)}"
+            )
     best = max(volumes, key=quality)
     if len(usable) == 1:
         return best, "it is the only volume"

@@ -44,6 +44,8 @@ def decode_frame(data: bytes, header: Header) -> NDArray[Any]:
         except Exception as error:  # each decoder has its own errors
             raise InputError(f"{header.file.name} holds damaged {syntax.name} pixels; copy it again") from error
     if values.shape != (header.rows, header.columns):
-        raise InputError(f"{header.file.name} decodes to {values.shape} pixels; expected {(header.rows, header.columns)}")
+        raise InputError(
+            f"{header.file.name} decodes to {values.shape} pixels; expected {(header.rows, header.columns)}"
+        )
     out: NDArray[Any] = np.array(values)
     return out

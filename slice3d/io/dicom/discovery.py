@@ -37,7 +37,9 @@ def discover(path: Path, *, progress: Progress = silent) -> Found:
     Raises `InputError` when the path does not exist, or a .zip is damaged, unsafe or absurdly large.
     """
     if not path.exists():
-        raise InputError(f"{path.name or path} does not exist; expected a study folder, file or .zip; check the spelling")
+        raise InputError(
+            f"{path.name or path} does not exist; expected a study folder, file or .zip; check the spelling"
+        )
     try:
         if path.is_dir():
             return _read_all([FileRef(str(p)) for p in walk(path)], progress)
@@ -62,7 +64,9 @@ def walk(folder: Path) -> Iterator[Path]:
                 continue
             count += 1
             if count > MAX_FILES:
-                raise InputError(f"{folder.name} holds more than {MAX_FILES} files; expected a study; name one folder of it")
+                raise InputError(
+                    f"{folder.name} holds more than {MAX_FILES} files; expected a study; name one folder of it"
+                )
             yield path
 
 
@@ -78,7 +82,9 @@ def _read_one(file: FileRef) -> Header | InputError | None:
         return InputError(f"cannot read {file.name}: {error.strerror or error}")
 
 
-def _collect(files: Iterable[FileRef], headers: Iterable[Header | InputError | None], total: int, progress: Progress) -> Found:
+def _collect(
+    files: Iterable[FileRef], headers: Iterable[Header | InputError | None], total: int, progress: Progress
+) -> Found:
     found = Found()
     for index, (file, header) in enumerate(zip(files, headers, strict=True)):
         if header is None:
@@ -169,7 +175,9 @@ def _read_dicomdir(path: Path, progress: Progress) -> Found:
         else:
             files.append(FileRef(str(actual)))
     if not files:
-        raise InputError(f"{path.name} lists no file that exists; expected the media's files beside it; name the folder instead")
+        raise InputError(
+            f"{path.name} lists no file that exists; expected the media's files beside it; name the folder instead"
+        )
     found = _read_all(files, progress)
     if missing or outside:
         found.findings.append(

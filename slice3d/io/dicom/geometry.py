@@ -112,7 +112,9 @@ def layout(
     """
     row, column, normal = axes(orientation, label)
     if min(spacing) <= 0 or max(spacing) > 1000:
-        raise GeometryError(f"PixelSpacing of {label} is {spacing[0]:g}×{spacing[1]:g} mm; expected positive millimetres")
+        raise GeometryError(
+            f"PixelSpacing of {label} is {spacing[0]:g}×{spacing[1]:g} mm; expected positive millimetres"
+        )
     distances = origins @ normal
     count = len(distances)
     findings: list[Finding] = []
@@ -191,7 +193,9 @@ def recurring_gap(gaps: Array) -> float:
     return float(np.median(gaps))
 
 
-def _tilt(origins: Array, distances: Array, row: Array, column: Array, normal: Array, findings: list[Finding]) -> tuple[float, bool]:
+def _tilt(
+    origins: Array, distances: Array, row: Array, column: Array, normal: Array, findings: list[Finding]
+) -> tuple[float, bool]:
     relative = origins - origins[0] - np.outer(distances - distances[0], normal)
     sideways = np.stack([relative @ row, relative @ column], axis=1)
     largest = float(np.abs(sideways).max())
@@ -210,7 +214,12 @@ def _tilt(origins: Array, distances: Array, row: Array, column: Array, normal: A
         message = f"The slices are shifted sideways against each other by up to {largest:.2f} mm, not along one line."
         code = "shifted-slices"
     findings.append(
-        Finding(code, message, "warning", {"tilt_deg": round(angle, 3), "shift_mm": round(largest, 3), "residual_mm": round(residual, 4)})
+        Finding(
+            code,
+            message,
+            "warning",
+            {"tilt_deg": round(angle, 3), "shift_mm": round(largest, 3), "residual_mm": round(residual, 4)},
+        )
     )
     return angle, True
 

@@ -97,9 +97,21 @@ class Header:
     @property
     def is_image(self) -> bool:
         """Whether there are pixels in a grid (also RGB), as opposed to a report, plan, structure set or segmentation."""
-        return bool(self.pixel_tag) and self.rows > 0 and self.modality not in NOT_IMAGES
+        return bool(self.pixel_tag) and self.rows > 0 and self.columns > 0 and not self.is_seg and self.modality not in NOT_IMAGES
+
+    @property
+    def is_seg(self) -> bool:
+        """Whether this is a DICOM Segmentation."""
+        return self.modality == "SEG" or self.sop_class in SEG_CLASSES
+
+    @property
+    def is_rtstruct(self) -> bool:
+        """Whether this is a radiotherapy structure set."""
+        return self.modality == "RTSTRUCT" or self.sop_class == RTSTRUCT_CLASS
 
 
+SEG_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
+RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 NOT_IMAGES = frozenset({"SEG", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "RTRECORD", "AU", "DOC", "M3D", "FID"})
 
 
@@ -125,9 +137,13 @@ def read_header(file: FileRef, stream: BinaryIO, *, size: int) -> Header | None:
         except InputError:
             raise
         except RecursionError as error:
-            raise InputError(f"{file.name} nests sequences without end; expected a DICOM file; export it again") from error
+            raise InputError(
+                f"{file.name} nests sequences without end; expected a DICOM file; export it again"
+            ) from error
         except Exception as error:  # pydicom raises whatever the damaged bytes lead it into
-            raise InputError(f"{file.name} is damaged ({type(error).__name__} in its header); export it again") from error
+            raise InputError(
+                f"{file.name} is damaged ({type(error).__name__} in its header); export it again"
+            ) from error
 
 
 def looks_like_dicom(start: bytes) -> bool:
@@ -282,7 +298,9 @@ def _parts(ds: Any, keyword: str) -> list[Any]:
     if vr in codes:
         code = codes[vr]
         count = len(value) // struct.calcsize(code)
-        return list(struct.unpack(("<" if ds.is_little_endian else ">") + code * count, value[: count * struct.calcsize(code)]))
+        return list(
+            struct.unpack(("<" if ds.is_little_endian else ">") + code * count, value[: count * struct.calcsize(code)])
+        )
     return [part.strip(b" \0") for part in value.split(b"\\")]
 
 
@@ -356,7 +374,9 @@ def _frames(ds: Any, header: Header) -> Iterator[Frame]:
             x, y = plain.orientation[:3], plain.orientation[3:]
             normal = (x[1] * y[2] - x[2] * y[1], x[2] * y[0] - x[0] * y[2], x[0] * y[1] - x[1] * y[0])
             first = offsets[0]
-            frame.position = tuple(p + n * (offsets[index] - first) for p, n in zip(plain.position, normal, strict=True))
+            frame.position = tuple(
+                p + n * (offsets[index] - first) for p, n in zip(plain.position, normal, strict=True)
+            )
         yield frame
 
 
@@ -418,7 +438,11 @@ def _functional_frame(index: int, own: Any, shared: Any, ds: Any) -> Frame:
                     return sequence[0]
         return None
 
-    position, orientation, measures = group("PlanePositionSequence"), group("PlaneOrientationSequence"), group("PixelMeasuresSequence")
+    position, orientation, measures = (
+        group("PlanePositionSequence"),
+        group("PlaneOrientationSequence"),
+        group("PixelMeasuresSequence"),
+    )
     transform = group("PixelValueTransformationSequence")
     frame = Frame(index)
     # Some writers keep what is common to all frames in the top level, as in single-frame files.

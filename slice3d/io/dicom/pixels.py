@@ -102,10 +102,16 @@ def decode(planes: Sequence[Plane], *, progress: Progress = silent) -> Decoded:
     if whole:
         base, padded = _finish_whole(base, planes, scales, inverted, low, high)
     elif not np.isfinite(base).all():
-        base[~np.isfinite(base)] = np.nanmin(np.where(np.isfinite(base), base, np.nan)) if np.isfinite(base).any() else 0
-        findings.append(Finding("not-finite", "Some voxels held NaN or infinity; they were set to the lowest value.", "warning"))
+        base[~np.isfinite(base)] = (
+            np.nanmin(np.where(np.isfinite(base), base, np.nan)) if np.isfinite(base).any() else 0
+        )
+        findings.append(
+            Finding("not-finite", "Some voxels held NaN or infinity; they were set to the lowest value.", "warning")
+        )
     if inverted:
-        findings.append(Finding("inverted", "The pixels were stored for display with white as lowest; they were inverted.", "info"))
+        findings.append(
+            Finding("inverted", "The pixels were stored for display with white as lowest; they were inverted.", "info")
+        )
     if padded.sum():
         findings.append(
             Finding(
@@ -220,7 +226,9 @@ def _read_native(plane: Plane, frames: _Frames, target: NDArray[Any] | None) -> 
         out = target if target is not None else np.empty((header.rows, header.columns), dtype=dtype)
         got = stream.readinto(memoryview(out).cast("B"))  # type: ignore[attr-defined]
     if got != count * dtype.itemsize:
-        raise InputError(f"{header.file.name} is truncated: {got} of {count * dtype.itemsize} bytes of pixels; copy it again")
+        raise InputError(
+            f"{header.file.name} is truncated: {got} of {count * dtype.itemsize} bytes of pixels; copy it again"
+        )
     if header.transfer_syntax in (BIG_ENDIAN, GE_PRIVATE):
         out.byteswap(inplace=True)
     return out
@@ -244,7 +252,9 @@ def _mask_bits(stored: NDArray[Any], header: Header) -> NDArray[Any]:
     """Drop what old files keep above the stored bits (overlays), and extend the sign."""
     if stored.dtype.kind not in "iu" or not 0 < header.bits_stored < header.bits_allocated:
         return stored
-    high = header.high_bit if header.bits_stored - 1 <= header.high_bit < header.bits_allocated else header.bits_stored - 1
+    high = (
+        header.high_bit if header.bits_stored - 1 <= header.high_bit < header.bits_allocated else header.bits_stored - 1
+    )
     unused = header.bits_allocated - 1 - high
     if stored.dtype.itemsize * 8 != header.bits_allocated:
         return stored
@@ -295,7 +305,12 @@ def _invert(values: NDArray[Any], header: Header) -> NDArray[Any]:
 
 
 def _finish_whole(
-    base: NDArray[Any], planes: Sequence[Plane], scales: Sequence[Scale], inverted: bool, low: NDArray[Any], high: NDArray[Any]
+    base: NDArray[Any],
+    planes: Sequence[Plane],
+    scales: Sequence[Scale],
+    inverted: bool,
+    low: NDArray[Any],
+    high: NDArray[Any],
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Rescale integers in place where the result fits 16 bits, else into 32."""
     smallest, largest = [], []

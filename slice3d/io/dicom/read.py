@@ -36,7 +36,9 @@ def load_all(path: Path, settings: LoadSettings, *, progress: Progress = silent)
     found = discover(path, progress=progress)
     chosen, findings = _choose(found, path, settings.series)
     common = (*found.findings, *_damage(found), *findings)
-    same = [c for c in candidates(_series(found)) if c.header.series == chosen.header.series and c.stack.layout is not None]
+    same = [
+        c for c in candidates(_series(found)) if c.header.series == chosen.header.series and c.stack.layout is not None
+    ]
     return tuple(_volume(c, settings, common, progress) for c in same)
 
 
@@ -138,7 +140,12 @@ def _repair_finding(layout: Layout, estimated: np.ndarray) -> Finding:
         f"The volume was resampled along the true slice positions to {layout.step_mm:.4g} mm; {planes} of "
         f"{len(estimated)} planes lie between acquired slices and are estimated.",
         "warning",
-        {"step_mm": round(layout.step_mm, 4), "planes_estimated": planes, "planes": len(estimated), "share_estimated": round(share, 4)},
+        {
+            "step_mm": round(layout.step_mm, 4),
+            "planes_estimated": planes,
+            "planes": len(estimated),
+            "share_estimated": round(share, 4),
+        },
     )
 
 

@@ -1,9 +1,10 @@
-"""DICOM SEG and RTSTRUCT → `Segmentation`."""
+"""DICOM SEG (binary, fractional, labelmap; PS3.3 A.51) → `Segmentation`."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,129 +13,164 @@ from numpy.typing import NDArray
 
 from slice3d import anatomy
 from slice3d.errors import GeometryError, InputError
+from slice3d.findings import Finding
 from slice3d.io.dicom.discovery import discover
-from slice3d.io.dicom.geometry import POSITION_TOLERANCE_MM, axes, to_ras
-from slice3d.io.dicom.header import Header
-from slice3d.io.segnrrd import combine
+from slice3d.io.dicom.geometry import POSITION_TOLERANCE_MM, Layout
+from slice3d.io.dicom.header import RTSTRUCT_CLASS, SEG_CLASSES, Header, number, numbers
+from slice3d.io.dicom.planes import Target, measure, own_target, place, reference_target
+from slice3d.io.layers import combine
 from slice3d.volume import Segmentation, Volume
 
+# voxels × segments of one file that are unpacked at once
+MAX_VOXELS = 2**33
 
-def load_dicom_segmentation(path: Path, *, names: Mapping[int, str] | None = None, reference: Volume | None = None) -> Segmentation:
+
+def load_dicom_segmentation(
+    path: Path, *, names: Mapping[int, str] | None = None, reference: Volume | None = None
+) -> Segmentation:
     """The one SEG or RTSTRUCT under a path. Raises `InputError` when there is none or more than one."""
     found = discover(path)
-    hits = [h for h in found.headers if h.modality in ("SEG", "RTSTRUCT") or h.sop_class in (SEG_CLASSES | {RTSTRUCT_CLASS})]
+    hits = [h for h in found.headers if h.is_seg or h.is_rtstruct]
     if not hits and found.damaged:
         raise InputError(found.damaged[0][1])
     if len(hits) != 1:
         what = f"{len(hits)} segmentations" if hits else "no DICOM SEG or RTSTRUCT"
         raise InputError(f"{path.name} holds {what}; expected one; name the file")
-    header = hits[0]
-    if header.modality == "RTSTRUCT" or header.sop_class == RTSTRUCT_CLASS:
+    if hits[0].is_rtstruct:
         from slice3d.io.dicom.rtstruct import load_rtstruct
 
-        return load_rtstruct(header.file, reference=reference)
-    return _load_seg(header, names)
+        return load_rtstruct(hits[0].file, reference=reference, near=path)
+    return _load_seg(hits[0], names, reference)
 
 
-SEG_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
-RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
-
-
-def _load_seg(header: Header, names: Mapping[int, str] | None) -> Segmentation:
+def _load_seg(header: Header, names: Mapping[int, str] | None, reference: Volume | None) -> Segmentation:
     import pydicom
 
     label = header.file.name
     with header.file.open() as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            dataset = pydicom.dcmread(stream)
-            segments = list(dataset.SegmentSequence)
-            frames = list(dataset.get("PerFrameFunctionalGroupsSequence", []))
-        except Exception as error:
+            dataset = pydicom.dcmread(stream, force=True)
+            frames = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
+            if not frames or "PixelData" not in dataset:
+                raise InputError(f"{label} is a DICOM SEG without frames; expected at least one segmented slice; export it again")
+            return _assemble(dataset, frames, names, reference, label)
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:  # pydicom raises whatever the damaged bytes lead it into
             raise InputError(f"{label} is a damaged DICOM SEG ({type(error).__name__}); export it again") from error
-        if not frames or "PixelData" not in dataset:
-            raise InputError(f"{label} is a DICOM SEG without frames; expected at least one segmented slice; export it again")
-        try:
-            pixels = _pixels(dataset)
-        except Exception as error:
-            raise InputError(f"{label} holds damaged pixels ({type(error).__name__}); export it again") from error
-    try:
-        return _assemble(dataset, segments, frames, pixels, names, label)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{label} lacks what a DICOM SEG must have ({error}); export it again") from error
 
 
-def _pixels(dataset: Any) -> NDArray[Any]:
+@dataclass(frozen=True)
+class _Geometry:
+    """Where the frames lie: `place_of[n]` is the slice of `layout` that frame n belongs to."""
+
+    layout: Layout
+    place_of: NDArray[np.intp]
+
+
+def _assemble(
+    dataset: Any, frames: list[Any], names: Mapping[int, str] | None, reference: Volume | None, label: str
+) -> Segmentation:
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
+    kind = str(dataset.get("SegmentationType", ""))
+    pixels = _pixels(dataset, len(frames), label)
+    geometry = _geometry(frames, shared, pixels.shape[1:], label)
+    findings: list[Finding] = []
+    target = (
+        own_target(geometry.layout, label, findings)
+        if reference is None
+        else reference_target(reference, geometry.layout)
+    )
+    titles = {int(s.SegmentNumber): _title(s) for s in dataset.SegmentSequence}
+    titles.pop(0, None)
+    if names:
+        titles = {key: str(names.get(key, title)) for key, title in titles.items()}
+    if not titles:
+        raise InputError(f"{label} describes no segment; expected at least one; export it again")
+    if kind == "LABELMAP":
+        labels = _put(pixels, np.arange(len(frames)), geometry, target)
+        return combine([(t, labels == n) for n, t in sorted(titles.items())], target.grid, findings=findings)
+    return _segments(dataset, frames, shared, pixels, geometry, target, titles, findings, label)
+
+
+def _segments(
+    dataset: Any, frames: list[Any], shared: Any, pixels: NDArray[Any], geometry: _Geometry, target: Target,
+    titles: dict[int, str], findings: list[Finding], label: str,
+) -> Segmentation:  # fmt: skip
+    fractional = str(dataset.SegmentationType) == "FRACTIONAL"
+    owner = np.array([_segment_number(frame, shared, label) for frame in frames])
+    if int(np.prod(target.grid.shape, dtype=float)) * len(titles) > MAX_VOXELS:
+        raise InputError(f"{label} holds {len(titles)} segments on {target.grid.shape} voxels; expected fewer; split it")
+    unknown = sorted({int(n) for n in owner} - set(titles))
+    if unknown:
+        raise InputError(f"{label} has frames of segment {unknown[0]} that it does not describe; export it again")
+    maximum = float(dataset.get("MaximumFractionalValue") or 255)
+    masks: list[tuple[str, NDArray[np.bool_]]] = []
+    fields: dict[str, NDArray[Any]] = {}
+    for segment, title in sorted(titles.items()):
+        mine = np.flatnonzero(owner == segment)
+        values = _put(pixels, mine, geometry, target) if len(mine) else np.zeros(target.grid.shape, np.uint8, order="F")
+        if fractional:
+            fields[title] = (values / np.float32(maximum)).astype(np.float32)
+            masks.append((title, fields[title] >= 0.5))
+        else:
+            masks.append((title, values > 0))
+    out = combine(masks, target.grid, findings=findings)
+    return replace(out, probabilities=fields) if fractional else out
+
+
+def _put(pixels: NDArray[Any], which: NDArray[np.intp], geometry: _Geometry, target: Target) -> NDArray[Any]:
+    planes = {int(geometry.place_of[n]): pixels[n] for n in which}
+    return place(planes, geometry.layout, target)
+
+
+def _group(frame: Any, shared: Any, keyword: str, label: str) -> Any:
+    for holder in (frame, shared):
+        if holder is not None and holder.get(keyword):
+            return holder.get(keyword)[0]
+    raise InputError(f"{label} lacks {keyword}; expected it for every frame; export it again")
+
+
+def _segment_number(frame: Any, shared: Any, label: str) -> int:
+    return int(_group(frame, shared, "SegmentIdentificationSequence", label).ReferencedSegmentNumber)
+
+
+def _geometry(frames: list[Any], shared: Any, shape: tuple[int, ...], label: str) -> _Geometry:
+    orientations = {
+        numbers(_group(f, shared, "PlaneOrientationSequence", label), "ImageOrientationPatient", 6) for f in frames
+    }
+    measures = _group(frames[0], shared, "PixelMeasuresSequence", label)
+    spacing = numbers(measures, "PixelSpacing", 2)
+    positions = [numbers(_group(f, shared, "PlanePositionSequence", label), "ImagePositionPatient", 3) for f in frames]
+    orientation = next(iter(orientations))
+    if spacing is None or orientation is None or any(p is None for p in positions):
+        raise GeometryError(f"{label} has frames without a usable position; expected finite millimetres; export it again")
+    if len(orientations) > 1:
+        raise GeometryError(f"{label} has frames in {len(orientations)} orientations; expected one; export it again")
+    thickness = number(measures, "SpacingBetweenSlices") or number(measures, "SliceThickness") or 1.0
+    origins = np.array(positions, dtype=np.float64)
+    layout = measure(origins, orientation, (spacing[0], spacing[1]), (shape[0], shape[1]), abs(thickness), label)
+    depths = origins @ layout.normal
+    places = np.clip(np.searchsorted(layout.distances, depths - POSITION_TOLERANCE_MM), 0, len(layout.distances) - 1)
+    return _Geometry(layout, places)
+
+
+def _pixels(dataset: Any, count: int, label: str) -> NDArray[Any]:
+    """(frames, rows, columns), after checking that the file holds as many as it says."""
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    bits = int(dataset.BitsAllocated)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    if frames != count or (native and len(dataset.PixelData) * 8 < rows * columns * bits * frames):
+        raise InputError(f"{label} is truncated: it describes {count} frames and does not hold them; copy it again")
+    if rows * columns * frames > MAX_VOXELS:
+        raise InputError(f"{label} claims {frames} frames of {rows}×{columns}; expected fewer; is it damaged?")
     values = np.asarray(dataset.pixel_array)
     return values if values.ndim == 3 else values[None]
 
 
-def _assemble(
-    dataset: Any, segments: list[Any], frames: list[Any], pixels: NDArray[Any], names: Mapping[int, str] | None, label: str
-) -> Segmentation:
-    shared = dataset.SharedFunctionalGroupsSequence[0] if dataset.get("SharedFunctionalGroupsSequence") else None
-
-    def group(frame: Any, keyword: str) -> Any:
-        for holder in (frame, shared):
-            if holder is not None and holder.get(keyword):
-                return holder.get(keyword)[0]
-        raise InputError(f"{label} lacks {keyword}; expected it in every frame; export it again")
-
-    orientation = tuple(float(x) for x in group(frames[0], "PlaneOrientationSequence").ImageOrientationPatient)
-    measures = group(frames[0], "PixelMeasuresSequence")
-    spacing = [float(x) for x in measures.PixelSpacing]
-    row, column, normal = axes(orientation, label)
-    positions = np.array([[float(x) for x in group(f, "PlanePositionSequence").ImagePositionPatient] for f in frames])
-    if not np.isfinite(positions).all() or min(spacing) <= 0 or not np.isfinite(spacing).all():
-        raise GeometryError(f"{label} holds NaN positions or a spacing of {spacing} mm; expected finite millimetres; export it again")
-    depths = positions @ normal
-    step, places, count = _lattice(depths, measures, label)
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 2] = row * spacing[1], column * spacing[0], normal * step
-    affine[:3, 3] = positions[int(np.argmin(depths))]
-    from slice3d.grid import Grid
-
-    grid = Grid((pixels.shape[2], pixels.shape[1], count), to_ras(affine))
-    kind = str(dataset.SegmentationType)
-    titles = {int(s.SegmentNumber): _name(s) for s in segments}
-    if names:
-        titles = {number: names.get(number, title) for number, title in titles.items()}
-    if kind == "LABELMAP":
-        labels = np.zeros(grid.shape, dtype=np.uint16, order="F")
-        for place, plane in zip(places, pixels, strict=True):
-            labels[:, :, place] = plane.T
-        titles.pop(0, None)
-        masks = [(title, labels == number) for number, title in sorted(titles.items())]
-        return combine(masks, grid, findings=[])
-    numbers = [int(group(f, "SegmentIdentificationSequence").ReferencedSegmentNumber) for f in frames]
-    maximum = float(dataset.get("MaximumFractionalValue", 255)) if kind == "FRACTIONAL" else 1.0
-    fields: dict[int, NDArray[Any]] = {n: np.zeros(grid.shape, dtype=np.float32 if maximum != 1 else np.bool_) for n in titles}
-    for number, place, plane in zip(numbers, places, pixels, strict=True):
-        fields[number][:, :, place] = plane.T / np.float32(maximum) if maximum != 1 else plane.T > 0
-    masks = [(titles[n], f >= 0.5 if maximum != 1 else f) for n, f in sorted(fields.items())]
-    out = combine(masks, grid, findings=[])
-    if maximum == 1:
-        return out
-    from dataclasses import replace
-
-    return replace(out, probabilities={titles[n]: f for n, f in fields.items()})
+def _title(segment: Any) -> str:
+    return anatomy.canonical(str(segment.get("SegmentLabel") or f"segment_{segment.SegmentNumber}"))
 
 
-def _lattice(depths: NDArray[np.float64], measures: Any, label: str) -> tuple[float, NDArray[np.int_], int]:
-    unique = np.unique(np.round(depths / POSITION_TOLERANCE_MM).astype(int)) * POSITION_TOLERANCE_MM
-    if len(unique) == 1:
-        step = float(measures.get("SpacingBetweenSlices") or measures.get("SliceThickness") or 1.0)
-        return step, np.zeros(len(depths), dtype=int), 1
-    gaps = np.diff(unique)
-    step = float(gaps.min())
-    # empty slices are left out of SEG files, so gaps may be any multiple of the distance
-    step = float(np.mean(gaps / np.round(gaps / step)))
-    places = np.round((depths - depths.min()) / step).astype(int)
-    if np.abs((depths - depths.min()) - places * step).max() > 0.1 * step:
-        raise GeometryError(f"{label} has slices {gaps.min():.3g} to {gaps.max():.3g} mm apart; expected one distance")
-    return step, places, int(places.max()) + 1
-
-
-def _name(segment: Any) -> str:
-    title = str(segment.get("SegmentLabel") or f"segment_{segment.SegmentNumber}")
-    return anatomy.canonical(title)

@@ -1,7 +1,8 @@
-"""DICOM Segmentation on the slices that were acquired, with highdicom (PS3.3 A.51)."""
+"""DICOM Segmentation on the slices that were acquired, with highdicom (PS3.3 A.51 and A.82)."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 import slice3d
 from slice3d import anatomy
 from slice3d.errors import InputError
+from slice3d.io.dicom.geometry import LPS_TO_RAS
 from slice3d.io.dicom.source import DicomSource
 from slice3d.io.files import atomic
-from slice3d.io.terms import category_of, laterality_of, type_of
+from slice3d.io.terms import Code, category_of, laterality_of, type_of
 from slice3d.volume import Segmentation, Volume
 
 Kind = Literal["binary", "labelmap", "fractional"]
@@ -24,8 +26,9 @@ def write_dicom_seg(segmentation: Segmentation, source: Volume, path: Path, *, k
     """Write `segmentation` as one SEG file that refers to every slice of `source` it was made from.
 
     The labels may lie on any grid (repaired, super-resolved); each acquired pixel takes the label of the voxel its centre
-    lies in. `kind="fractional"` stores `segmentation.probabilities`, 0 or 1 for structures without.
-    Raises `InputError` when `source` was not loaded from DICOM or the grids do not meet.
+    lies in. `kind="fractional"` stores `segmentation.probabilities`, 0 or 1 for structures without. A labelmap holds one
+    structure per pixel, so groups are left out of it.
+    Raises `InputError` when `source` was not loaded from DICOM, or its files lack what a SEG must refer to.
     """
     origin = source.source
     if not isinstance(origin, DicomSource):
@@ -37,51 +40,35 @@ def write_dicom_seg(segmentation: Segmentation, source: Volume, path: Path, *, k
             "the source images carry no SOPInstanceUID, so nothing can refer to them; expected images as the scanner wrote "
             "them; write .seg.nrrd or .nii.gz instead"
         )
-    names = list(segmentation.structures)
+    labels = [segmentation.names[v] for v in sorted(segmentation.names)]
+    names = labels if kind == "labelmap" else list(segmentation.structures)
     if not names:
         raise InputError("the segmentation names no structure; expected at least one; give names")
-    dataset = _build(segmentation, origin, names, kind)
+    images = _source_images(origin)
+    try:
+        dataset = _build(segmentation, origin, images, names, kind)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"the source images lack what a DICOM SEG needs ({reason}); expected images as the scanner wrote them; "
+            "write .seg.nrrd or .nii.gz instead"
+        ) from error
     with atomic(path) as part:
         dataset.save_as(part, enforce_file_format=True)
 
 
-def _build(segmentation: Segmentation, origin: DicomSource, names: list[str], kind: Kind) -> Any:
+def _build(segmentation: Segmentation, origin: DicomSource, images: list[Any], names: list[str], kind: Kind) -> Any:
     import highdicom as hd
     from highdicom.seg import Segmentation as DicomSegmentation
-    from highdicom.seg import SegmentationTypeValues, SegmentDescription
+    from highdicom.seg import SegmentationTypeValues
 
-    if kind == "labelmap":
-        # one value per pixel: groups (unions of labels) cannot be told in a labelmap
-        names = [segmentation.names[v] for v in sorted(segmentation.names)]
-    algorithm = hd.AlgorithmIdentificationSequence(
-        name="slice3d",
-        version=slice3d.__version__,
-        family=_concept(("DCM", "123110", "Artificial Intelligence")),
-    )
-    descriptions = []
-    for number, name in enumerate(names, start=1):
-        structure = anatomy.STRUCTURES.get(anatomy.canonical(name))
-        description = SegmentDescription(
-            segment_number=number,
-            segment_label=name[:64],
-            segmented_property_category=_concept(category_of(structure)),
-            segmented_property_type=_concept(type_of(structure)),
-            algorithm_type="AUTOMATIC",
-            algorithm_identification=algorithm,
-            display_color=hd.color.CIELabColor.from_rgb(*anatomy.color(name)),
-        )
-        side = laterality_of(structure)
-        if side is not None:
-            description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [_concept(side)]
-        descriptions.append(description)
-    images = _source_images(origin)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return DicomSegmentation(
             source_images=images,
-            pixel_array=_pixels(segmentation, origin, names, kind),
+            pixel_array=_in_file_order(_pixels(segmentation, origin, names, kind), origin, images),
             segmentation_type=SegmentationTypeValues[kind.upper()],
-            segment_descriptions=descriptions,
+            segment_descriptions=[_describe(n, name) for n, name in enumerate(names, start=1)],
             series_instance_uid=hd.UID(),
             series_number=9000,
             sop_instance_uid=hd.UID(),
@@ -95,7 +82,31 @@ def _build(segmentation: Segmentation, origin: DicomSource, names: list[str], ki
         )
 
 
-def _concept(code: tuple[str, str, str]) -> Any:
+def _describe(number: int, name: str) -> Any:
+    import highdicom as hd
+    from highdicom.seg import SegmentDescription
+
+    structure = anatomy.STRUCTURES.get(anatomy.canonical(name))
+    side = laterality_of(structure)
+    kind = _concept(type_of(structure))
+    if side is not None:
+        kind.SegmentedPropertyTypeModifierCodeSequence = [_concept(side)]
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=name[:64],
+        segmented_property_category=_concept(category_of(structure)),
+        segmented_property_type=kind,
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="slice3d",
+            version=slice3d.__version__,
+            family=_concept(("DCM", "123110", "Artificial Intelligence")),
+        ),
+        display_color=hd.color.CIELabColor.from_rgb(*anatomy.color(name)),
+    )
+
+
+def _concept(code: Code) -> Any:
     import highdicom as hd
 
     scheme, value, meaning = code
@@ -103,9 +114,8 @@ def _concept(code: tuple[str, str, str]) -> Any:
 
 
 def _source_images(origin: DicomSource) -> list[Any]:
-    """Headers with what highdicom copies from them; attributes that a sloppy exporter left out become empty."""
+    """Headers of the source as highdicom wants to copy them: what a sloppy exporter left out is empty, what it got wrong dropped."""
     from pydicom.uid import generate_uid
-    from pydicom.valuerep import format_number_as_ds
 
     images = origin.datasets()
     classes = {item.sop_instance: item.sop_class for item in origin.slices}
@@ -116,11 +126,11 @@ def _source_images(origin: DicomSource) -> list[Any]:
         if not image.get("FrameOfReferenceUID"):
             # the same for the whole series, so that two results of it share one
             image.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(image.get("SeriesInstanceUID", "")), "slice3d"])
-        if not image.get("SliceThickness"):
-            image.SliceThickness = format_number_as_ds(float(np.linalg.norm(origin.slices[0].affine[:3, 2])))
         for keyword in _NEEDED:
             if keyword not in image:
                 setattr(image, keyword, "")
+        _repair_patient(image)
+        _measured_geometry(image, origin)
     return images
 
 
@@ -136,6 +146,57 @@ _NEEDED = (
 )  # fmt: skip
 
 
+def _repair_patient(image: Any) -> None:
+    """Invalid values that would be copied into a result are dropped; de-identified files often carry some."""
+    if "PatientAge" in image and not re.fullmatch(r"\d{3}[DWMY]", str(image.PatientAge or "")):
+        del image.PatientAge
+    if "DeidentificationMethod" in image and not image.DeidentificationMethod:
+        image.DeidentificationMethod = "not stated by the source images"
+    for keyword, pattern in (("StudyDate", r"\d{8}"), ("PatientBirthDate", r"\d{8}"), ("StudyTime", r"\d{2,6}(\.\d{1,6})?")):
+        if image.get(keyword) and not re.fullmatch(pattern, str(image.get(keyword))):
+            setattr(image, keyword, "")
+    if str(image.get("PatientSex") or "") not in ("", "M", "F", "O"):
+        image.PatientSex = ""
+
+
+def _measured_geometry(image: Any, origin: DicomSource) -> None:
+    """Slice distance, spacing and orientation as measured, where highdicom looks for them."""
+    from pydicom.dataset import Dataset
+    from pydicom.valuerep import format_number_as_ds
+
+    lps = LPS_TO_RAS @ origin.slices[0].affine
+    lengths = np.linalg.norm(lps[:3, :3], axis=0)
+    directions = lps[:3, :3] / lengths
+    thickness = format_number_as_ds(float(lengths[2]))
+    if "PerFrameFunctionalGroupsSequence" not in image:
+        if not image.get("SliceThickness"):
+            image.SliceThickness = thickness
+        return
+    measures, orientation = Dataset(), Dataset()
+    measures.PixelSpacing = [format_number_as_ds(float(lengths[1])), format_number_as_ds(float(lengths[0]))]
+    measures.SliceThickness = thickness
+    orientation.ImageOrientationPatient = [format_number_as_ds(float(x)) for x in (*directions[:, 0], *directions[:, 1])]
+    shared = (image.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    shared.PixelMeasuresSequence = [measures]
+    shared.PlaneOrientationSequence = [orientation]
+    image.SharedFunctionalGroupsSequence = [shared]
+    for groups in image.PerFrameFunctionalGroupsSequence:
+        for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+            if keyword in groups:
+                delattr(groups, keyword)
+
+
+def _in_file_order(pixels: NDArray[Any], origin: DicomSource, images: list[Any]) -> NDArray[Any]:
+    """Slices as highdicom expects them: one per source file, or one per frame of the one multi-frame file."""
+    if "PerFrameFunctionalGroupsSequence" not in images[0]:
+        return pixels
+    if len(images) > 1:
+        raise ValueError(f"the volume is spread over {len(images)} multi-frame files")
+    out = np.zeros((int(images[0].NumberOfFrames), *pixels.shape[1:]), dtype=pixels.dtype)
+    out[[item.frame for item in origin.slices]] = pixels
+    return out
+
+
 def _pixels(segmentation: Segmentation, origin: DicomSource, names: list[str], kind: Kind) -> NDArray[Any]:
     """(slices, rows, columns) of segment numbers, or (slices, rows, columns, segments) where structures may overlap."""
     columns, rows = origin.shape
@@ -143,23 +204,27 @@ def _pixels(segmentation: Segmentation, origin: DicomSource, names: list[str], k
         out = np.zeros((len(origin.slices), rows, columns, len(names)), dtype=np.float32)
         for n, name in enumerate(names):
             field = segmentation.probabilities.get(name)
-            values = segmentation.mask(name) if field is None else np.clip(field, 0, 1)
+            values = segmentation.mask(name).astype(np.uint8) if field is None else np.clip(field, 0, 1)
             out[..., n] = on_slices(values, segmentation, origin, order=0 if field is None else 1)
         return out
     labels = on_slices(segmentation.labels, segmentation, origin)
-    numbers = {value: n for n, name in enumerate(names, start=1) for value in segmentation.values(name)}
-    disjoint = sum(len(segmentation.values(name)) for name in names) == len(numbers)
-    if kind == "labelmap" or disjoint:
-        table = np.zeros(int(labels.max()) + 1, dtype=np.uint16)
-        for value, number in numbers.items():
-            if value < len(table):
-                table[value] = number
-        return table[labels].astype(np.uint8 if len(names) < 256 else np.uint16)
-    return np.stack([np.isin(labels, segmentation.values(name)) for name in names], axis=-1).astype(np.uint8)
+    owned = [value for name in names for value in segmentation.values(name)]
+    if len(owned) != len(set(owned)):
+        return np.stack([np.isin(labels, segmentation.values(name)) for name in names], axis=-1).astype(np.uint8)
+    table = np.zeros(int(max(labels.max(), *owned)) + 1, dtype=np.uint8 if len(names) < 256 else np.uint16)
+    for number, name in enumerate(names, start=1):
+        table[list(segmentation.values(name))] = number
+    out = table[labels]
+    return out
 
 
-def on_slices(values: NDArray[Any], segmentation: Segmentation, origin: DicomSource, *, order: int = 0) -> NDArray[Any]:
-    """Values of a grid at the pixel centres of the acquired slices, (slices, rows, columns); 0 outside the grid."""
+def on_slices(
+    values: NDArray[Any], segmentation: Segmentation, origin: DicomSource, *, order: int = 0
+) -> NDArray[Any]:
+    """Values of a grid at the pixel centres of the acquired slices, (slices, rows, columns); 0 outside the grid.
+
+    order 0 takes the voxel in which the centre lies, order 1 interpolates linearly.
+    """
     columns, rows = origin.shape
     if origin.grid is not None and segmentation.grid.matches(origin.grid):
         return np.ascontiguousarray(values.transpose(2, 1, 0))
@@ -175,6 +240,8 @@ def on_slices(values: NDArray[Any], segmentation: Segmentation, origin: DicomSou
             out[n] = map_coordinates(values, index, order=order, mode="constant", cval=0)
             continue
         nearest = [np.floor(axis + 0.5).astype(np.intp) for axis in index]
-        inside = np.logical_and.reduce([(axis >= 0) & (axis < size) for axis, size in zip(nearest, values.shape, strict=True)])
+        inside = np.logical_and.reduce(
+            [(axis >= 0) & (axis < size) for axis, size in zip(nearest, values.shape, strict=True)]
+        )
         out[n][inside] = values[tuple(axis[inside] for axis in nearest)]
     return out

@@ -37,10 +37,14 @@ def write_dicom_series(volume: Volume, path: Path, *, source: Volume) -> None:
     """
     origin = source.source
     if not isinstance(origin, DicomSource):
-        raise InputError("the volume was not loaded from DICOM; pass source=the volume it was made from, or write .nii.gz")
+        raise InputError(
+            "the volume was not loaded from DICOM; pass source=the volume it was made from, or write .nii.gz"
+        )
     modality = volume.modality or source.modality
     if modality not in ("CT", "MR"):
-        raise InputError(f"modality is {modality or 'unknown'!r}; expected CT or MR for a DICOM series; write .nii.gz instead")
+        raise InputError(
+            f"modality is {modality or 'unknown'!r}; expected CT or MR for a DICOM series; write .nii.gz instead"
+        )
     if not volume.grid.is_orthogonal:
         raise InputError("the grid is sheared, which a DICOM series of one stack cannot say; resample it first")
     if path.exists() and any(path.iterdir()):
@@ -55,7 +59,9 @@ def write_dicom_series(volume: Volume, path: Path, *, source: Volume) -> None:
             path.rmdir()
         staging.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path.name}: {error.strerror or error}; choose a folder you may write to") from error
+        raise InputError(
+            f"cannot write {path.name}: {error.strerror or error}; choose a folder you may write to"
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -150,4 +156,6 @@ def _stored(volume: Volume, modality: str) -> tuple[float, float, np.ndarray]:
     if low >= -32768 and high <= 32767:
         exact = values.dtype.kind in "iub"
         return 1.0, 0.0, (values if exact else np.rint(values)).astype("<i2")
-    raise InputError(f"values run from {low:g} to {high:g}; expected 16-bit values for a DICOM series; write .nii.gz instead")
+    raise InputError(
+        f"values run from {low:g} to {high:g}; expected 16-bit values for a DICOM series; write .nii.gz instead"
+    )

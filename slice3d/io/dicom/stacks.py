@@ -54,7 +54,15 @@ def group_series(headers: Iterable[Header]) -> list[Series]:
     for header in headers:
         groups[(header.patient, header.study, header.series, header.modality)].append(header)
     out = [_series(group) for group in groups.values()]
-    out.sort(key=lambda s: (s.first.study_date, s.first.study, s.first.series_number is None, s.first.series_number or 0, s.first.series))
+    out.sort(
+        key=lambda s: (
+            s.first.study_date,
+            s.first.study,
+            s.first.series_number is None,
+            s.first.series_number or 0,
+            s.first.series,
+        )
+    )
     return out
 
 
@@ -71,7 +79,12 @@ def _series(headers: list[Header]) -> Series:
     if len(unique) < len(headers):
         count = len(headers) - len(unique)
         findings.append(
-            Finding("duplicate-files", f"{count} files repeat an image that is already there and were left out.", "info", {"files": count})
+            Finding(
+                "duplicate-files",
+                f"{count} files repeat an image that is already there and were left out.",
+                "info",
+                {"files": count},
+            )
         )
     return Series(unique, split(unique), findings)
 

@@ -1,0 +1,137 @@
+"""RTSTRUCT (contours drawn on slices, PS3.3 C.8.8.6) → voxels of the volume they were drawn on."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slice3d import anatomy
+from slice3d.errors import GeometryError, InputError, Slice3DError
+from slice3d.findings import Finding
+from slice3d.grid import Grid
+from slice3d.io.dicom.geometry import LPS_TO_RAS, POSITION_TOLERANCE_MM
+from slice3d.io.files import FileRef
+from slice3d.io.layers import combine
+from slice3d.volume import Segmentation, Volume
+
+MAX_POINTS = 50_000_000
+
+
+def load_rtstruct(file: FileRef, *, reference: Volume | None, near: Path) -> Segmentation:
+    """Fill the closed contours on the grid of `reference`, or of the series they refer to when it lies beside the file.
+
+    A voxel belongs to a structure when its centre lies inside an odd number of the contours of its slice.
+    """
+    dataset = _read(file)
+    if reference is None:
+        reference = _referenced(dataset, near, file.name)
+    grid = reference.grid
+    findings: list[Finding] = []
+    titles = {int(r.ROINumber): anatomy.canonical(str(r.get("ROIName") or f"roi_{r.ROINumber}")) for r in dataset.StructureSetROISequence}
+    masks: list[tuple[str, NDArray[np.bool_]]] = []
+    for roi in dataset.get("ROIContourSequence") or []:
+        name = titles.get(int(roi.ReferencedROINumber), f"roi_{roi.ReferencedROINumber}")
+        contours, skipped = _contours(roi, file.name)
+        if skipped:
+            message = f"{skipped} contours of {name} are points or open lines and were left out."
+            findings.append(Finding("open-contours", message, "warning", {"structure": name, "contours": skipped}))
+        if contours:
+            masks.append((name, _fill(contours, grid, name)))
+    if not masks:
+        raise InputError(f"{file.name} holds no closed contour; expected at least one drawn structure; export it again")
+    return combine(masks, grid, findings=findings)
+
+
+def _read(file: FileRef) -> Any:
+    import pydicom
+
+    with file.open() as stream, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dataset = pydicom.dcmread(stream, force=True)
+            if not dataset.get("StructureSetROISequence"):
+                raise InputError(f"{file.name} lists no structure; expected an RTSTRUCT with contours; export it again")
+            return dataset
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{file.name} is a damaged RTSTRUCT ({type(error).__name__}); export it again") from error
+
+
+def _referenced(dataset: Any, near: Path, label: str) -> Volume:
+    from slice3d.io.dicom.read import load_dicom
+    from slice3d.io.settings import LoadSettings
+
+    wanted = []
+    for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []:
+        for study in frame.get("RTReferencedStudySequence") or []:
+            wanted += [str(s.SeriesInstanceUID) for s in study.get("RTReferencedSeriesSequence") or []]
+    folder = near if near.is_dir() else near.parent
+    for series in wanted:
+        try:
+            return load_dicom(folder, LoadSettings(series=series))
+        except Slice3DError:
+            continue
+    raise InputError(f"{label} holds contours but no voxels, and the images it refers to are not beside it; pass reference=the volume")
+
+
+def _contours(roi: Any, label: str) -> tuple[list[NDArray[np.float64]], int]:
+    """Closed contours as (N, 3) RAS mm, and how many were not closed."""
+    out, skipped = [], 0
+    for contour in roi.get("ContourSequence") or []:
+        if "CLOSED" not in str(contour.get("ContourGeometricType", "CLOSED_PLANAR")):
+            skipped += 1
+            continue
+        try:
+            points = np.array([float(x) for x in contour.ContourData], dtype=np.float64).reshape(-1, 3)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{label} holds a damaged contour; expected x, y, z for each point; export it again") from error
+        if not np.isfinite(points).all() or len(points) > MAX_POINTS:
+            raise GeometryError(f"{label} holds a contour with NaN or infinite points; expected millimetres; export it again")
+        if len(points) < 3:
+            skipped += 1
+            continue
+        out.append(points @ LPS_TO_RAS[:3, :3].T)
+    return out, skipped
+
+
+def _fill(contours: list[NDArray[np.float64]], grid: Grid, name: str) -> NDArray[np.bool_]:
+    """Even-odd fill of contours of one plane; each voxel plane takes the contour plane that is nearest within half a gap."""
+    from skimage.draw import polygon
+
+    planes: dict[float, list[NDArray[np.float64]]] = defaultdict(list)
+    step = grid.spacing_mm[2]
+    for points in contours:
+        index = grid.to_index(points)
+        depth = index[:, 2] * step
+        if np.ptp(depth) > max(0.5, 0.1 * step):
+            raise GeometryError(
+                f"a contour of {name} spans {np.ptp(depth):.2f} mm across the slices of the reference; expected contours "
+                "drawn on its slices; pass the series they were drawn on as reference"
+            )
+        middle = float(np.median(depth))
+        key = next((known for known in planes if abs(known - middle) <= POSITION_TOLERANCE_MM * 5), middle)
+        planes[key].append(index[:, :2])
+    depths = np.array(sorted(planes))
+    gaps = np.diff(depths)
+    reach = (float(gaps.min()) if len(gaps) else step) / 2 + POSITION_TOLERANCE_MM
+    reach = max(reach, min(step / 2, reach * 1.01) + POSITION_TOLERANCE_MM)
+    filled: dict[float, NDArray[np.bool_]] = {}
+    out = np.zeros(grid.shape, dtype=np.bool_, order="F")
+    for k in range(grid.shape[2]):
+        nearest = float(depths[int(np.argmin(np.abs(depths - k * step)))])
+        if abs(nearest - k * step) > reach:
+            continue
+        if nearest not in filled:
+            mask = np.zeros(grid.shape[:2], dtype=np.bool_)
+            for points in planes[nearest]:
+                inside = polygon(points[:, 0], points[:, 1], shape=grid.shape[:2])
+                mask[inside] ^= True
+            filled = {nearest: mask}
+        out[:, :, k] = filled[nearest]
+    return out

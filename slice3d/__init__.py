@@ -29,6 +29,9 @@ _PUBLIC = {
     "models": "slice3d.models",
 }
 
+# submodules that are reachable as attributes without an import statement of their own
+_MODULES = ("inference", "io", "metrics", "models", "samples", "surface", "training", "viewer")
+
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
@@ -50,10 +53,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"slice3d.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'slice3d' has no attribute {name!r}")
-    module = importlib.import_module(_PUBLIC[name])
-    value = module if name in ("models", "surface") else getattr(module, name)
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
     globals()[name] = value
     return value
 

@@ -14,9 +14,9 @@ export MPLBACKEND ?= Agg
 
 demo: $(VENV)/.core
 	$(BIN)/slice3d sample $(or $(SAMPLE),build/sample_data)
-	$(BIN)/slice3d info $(or $(SAMPLE),build/sample_data)/study
-	$(BIN)/slice3d segment $(or $(SAMPLE),build/sample_data)/study --organ liver --out out/demo \
-	    --reference $(or $(SAMPLE),build/sample_data)/truth.seg.nrrd
+	$(BIN)/slice3d info $(or $(SAMPLE),build/sample_data)/dicom
+	$(BIN)/slice3d segment $(or $(SAMPLE),build/sample_data)/dicom --organ liver --out out/demo \
+	    --reference $(or $(SAMPLE),build/sample_data)/truth.nii.gz
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)

@@ -208,13 +208,16 @@ def _pixels(segmentation: Segmentation, origin: DicomSource, names: list[str], k
             out[..., n] = on_slices(values, segmentation, origin, order=0 if field is None else 1)
         return out
     labels = on_slices(segmentation.labels, segmentation, origin)
-    owned = [value for name in names for value in segmentation.values(name)]
-    if len(owned) != len(set(owned)):
-        return np.stack([np.isin(labels, segmentation.values(name)) for name in names], axis=-1).astype(np.uint8)
-    table = np.zeros(int(max(labels.max(), *owned)) + 1, dtype=np.uint8 if len(names) < 256 else np.uint16)
+    # a label excludes all others; a structure may be the union of several labels
+    values = {name: (value,) for value, name in segmentation.names.items()} if kind == "labelmap" else {}
+    owned = {name: values.get(name) or segmentation.values(name) for name in names}
+    flat = [value for group in owned.values() for value in group]
+    if len(flat) != len(set(flat)):
+        return np.stack([np.isin(labels, owned[name]) for name in names], axis=-1).astype(np.uint8)
+    table = np.zeros(int(max(labels.max(), *flat)) + 1, dtype=np.uint8 if len(names) < 256 else np.uint16)
     for number, name in enumerate(names, start=1):
-        table[list(segmentation.values(name))] = number
-    out = table[labels]
+        table[list(owned[name])] = number
+    out: NDArray[Any] = table[labels]
     return out
 
 

@@ -161,6 +161,7 @@ class Engine:
             _permuted(frame.shape, order),
             view,
             self._decision(wanted, settings),
+            steps=(1 / frame.step[order[0]], 1 / frame.step[order[1]], 1 / frame.step[order[2]]),
             orders=_permuted(frame.score_orders, order),
             device=self.device,
         )
@@ -425,8 +426,7 @@ def _centres(reducer: Reducer, frame: Frame, order: Axes, volume: Volume, packag
         index = sum((n * where for n, where in parts), np.zeros(3)) / count
         moved = np.empty(3)
         for place, axis in enumerate(order):
-            scale = frame.box_shape[axis] / frame.shape[axis]
-            moved[axis] = frame.start[axis] + (index[place] + 0.5) * scale - 0.5
+            moved[axis] = frame.start[axis] + (index[place] + 0.5) * frame.step[axis] - 0.5
         study = np.empty(3)
         for axis, (source, flip) in enumerate(zip(frame.axes, frame.flips, strict=True)):
             study[source] = frame.study_shape[axis] - 1 - moved[axis] if flip else moved[axis]

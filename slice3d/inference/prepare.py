@@ -28,8 +28,9 @@ class Frame:
     """How the network's grid lies in the study's.
 
     axes, flips: moves from the study's (i, j, k) to the network's axes. study_shape: the study's shape after them.
-    start, stop: the box of it that is looked at. shape: of the network's grid, which covers exactly that box.
-    image_orders, score_orders: spline order per axis on the way in and out.
+    start, stop: the box of it that is looked at. shape: of the network's grid, whose first corner is the box's.
+    step: study voxels per network voxel. image_orders, score_orders: spline order per axis on the way in and out.
+    average: whether finer study voxels are averaged on the way in.
     """
 
     axes: Axes
@@ -41,6 +42,8 @@ class Frame:
     image_orders: Axes
     score_orders: Axes
     spacing_mm: tuple[float, float, float]
+    step: tuple[float, float, float]
+    average: bool = False
 
     @property
     def box(self) -> tuple[slice, slice, slice]:
@@ -73,7 +76,12 @@ def make_frame(volumes: Sequence[Volume], package: ModelPackage) -> Frame:
     rule = package.sampling
     if rule.resampling == "none":
         target = spacing
-    new = np.maximum(1, np.round((stop - start) * spacing / target)).astype(int)
+    if rule.resampling in ("nnunet", "torch"):
+        new = np.maximum(1, np.round((stop - start) * spacing / target)).astype(int)
+        step = (stop - start) / new
+    else:
+        new = np.maximum(1, np.ceil((stop - start) * spacing / target - 1e-3)).astype(int)
+        step = target / spacing
     return Frame(
         axes=axes,
         flips=flips,
@@ -84,6 +92,8 @@ def make_frame(volumes: Sequence[Volume], package: ModelPackage) -> Frame:
         image_orders=_orders(rule.resampling, spacing, target),
         score_orders=_orders(rule.scores, target, spacing, most=1),
         spacing_mm=(float(target[0]), float(target[1]), float(target[2])),
+        step=(float(step[0]), float(step[1]), float(step[2])),
+        average=rule.resampling == "average",
     )
 
 
@@ -93,7 +103,7 @@ def _three(values: NDArray[np.int64]) -> Axes:
 
 def _orders(rule: str, current: NDArray[np.float64], new: NDArray[np.float64], most: int = 3) -> Axes:
     """Spline order per axis. nnU-Net's rule: nearest along the one axis that is far coarser before or after."""
-    order = min(most, {"linear": 1, "cubic": 3, "nnunet": 3, "torch": 1, "none": 1}[rule])
+    order = min(most, {"average": 1, "linear": 1, "cubic": 3, "nnunet": 3, "torch": 1, "none": 1}[rule])
     orders = [order] * 3
     if rule in ("nnunet", "torch"):
         for spacing in (current, new):
@@ -115,39 +125,51 @@ def _nonzero_box(arrays: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDA
     return np.array(start), np.array(stop)
 
 
-def axis_matrix(n_in: int, n_out: int, order: int) -> NDArray[np.float32] | None:
-    """(n_out, n_in) interpolation matrix over the same extent, edges repeated; None for the identity."""
+def sample_positions(n_in: int, n_out: int, step: float) -> NDArray[np.float64]:
+    """Where n_out samples of `step` input voxels each lie, as indices of n_in voxels; the first corners coincide."""
+    out: NDArray[np.float64] = np.clip((np.arange(n_out) + 0.5) * step - 0.5, 0, n_in - 1)
+    return out
+
+
+def axis_matrix(n_in: int, n_out: int, *, step: float, order: int, average: bool = False) -> NDArray[np.float32] | None:
+    """(n_out, n_in) interpolation matrix along one axis, edges repeated; None for the identity."""
     from scipy import ndimage
 
-    if n_in == n_out:
+    if n_in == n_out and abs(step - 1) < 1e-6:
         return None
+    where = sample_positions(n_in, n_out, step)
     if order == 0 or n_in == 1:
-        where = np.clip(np.floor((np.arange(n_out) + 0.5) * n_in / n_out).astype(int), 0, n_in - 1)
         out = np.zeros((n_out, n_in), np.float32)
-        out[np.arange(n_out), where] = 1
+        out[np.arange(n_out), np.floor(where + 0.5).astype(int)] = 1
         return out
-    # a spline of the unit pulses gives the columns, so prefilter and edges are scipy's own
-    matrix = np.empty((n_out, n_in), np.float64)
-    for column in range(n_in):
-        pulse = np.zeros(n_in)
-        pulse[column] = 1
-        matrix[:, column] = ndimage.zoom(pulse, n_out / n_in, order=order, mode="nearest", grid_mode=True, output=float)
-    return matrix.astype(np.float32)
+    # a spline through unit pulses gives the columns, so prefilter and edges are scipy's own
+    pulses = np.eye(n_in)
+    if average and step > 1:
+        pulses = ndimage.gaussian_filter1d(pulses, 0.35 * np.sqrt(step**2 - 1), axis=0, mode="nearest")
+    columns = [ndimage.map_coordinates(pulse, where[None], order=order, mode="nearest") for pulse in pulses.T]
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def network_image(volumes: Sequence[Volume], package: ModelPackage, frame: Frame) -> NDArray[np.float32]:
     """(channels, *frame.shape) float32: what the network sees, before padding."""
     out = np.empty((len(volumes), *frame.shape), np.float32)
-    for channel, (volume, intensity) in enumerate(zip(volumes, package.intensity, strict=True)):
+    normalise_first = package.sampling.resampling in ("nnunet", "torch")
+    for image, volume, intensity in zip(out, volumes, package.intensity, strict=True):
         view = apply_moves(volume.data, frame.axes, frame.flips)[frame.box]
-        _resample(view, intensity, frame, out[channel])
+        if normalise_first:
+            _resample(view, _Normaliser(view, intensity), frame, image)
+        else:
+            _resample(view, _Normaliser(view, Intensity()), frame, image)
+            image[...] = _Normaliser(image, intensity)(image)
     return out
 
 
-def _resample(view: NDArray[Any], intensity: Intensity, frame: Frame, out: NDArray[np.float32]) -> None:
+def _resample(view: NDArray[Any], normalise: _Normaliser, frame: Frame, out: NDArray[np.float32]) -> None:
     """Normalise and resample slice by slice along the axis whose slices lie together in memory."""
-    normalise = _Normaliser(view, intensity)
-    matrices = [axis_matrix(a, b, o) for a, b, o in zip(frame.box_shape, frame.shape, frame.image_orders, strict=True)]
+    matrices = [
+        axis_matrix(a, b, step=s, order=o, average=frame.average)
+        for a, b, s, o in zip(frame.box_shape, frame.shape, frame.step, frame.image_orders, strict=True)
+    ]
     slow = int(np.argmax(np.abs(view.strides)))
     p, q = (n for n in range(3) if n != slow)
     planes = np.moveaxis(view, slow, 0)
@@ -155,10 +177,11 @@ def _resample(view: NDArray[Any], intensity: Intensity, frame: Frame, out: NDArr
     lowest, highest = np.inf, -np.inf
     for n, plane in enumerate(planes):
         values = normalise(plane)
-        lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
+        low, high = float(values.min()), float(values.max())
+        lowest, highest = min(lowest, low), max(highest, high)
         half[n] = _between(values, matrices[p], matrices[q])
         if frame.image_orders[slow] == 0 and frame.image_orders[p] == 3:
-            np.clip(half[n], values.min(), values.max(), out=half[n])
+            np.clip(half[n], low, high, out=half[n])
     last = matrices[slow]
     if last is not None:
         half = (last @ half.reshape(len(half), -1)).reshape(-1, *half.shape[1:])
@@ -230,4 +253,9 @@ def _moments(view: NDArray[Any], *, nonzero: bool) -> tuple[float, float]:
 
 def pad_value(image: NDArray[np.float32], package: ModelPackage) -> float:
     """The normalised value outside the field of view."""
-    return 0.0 if package.sampling.pad == "zero" else float(image.min())
+    intensity = package.intensity[0]
+    if package.sampling.pad == "zero":
+        return 0.0
+    if intensity.scheme == "clip_zscore" and intensity.clip is not None:
+        return (intensity.clip[0] - intensity.mean) / intensity.std
+    return float(image.min())

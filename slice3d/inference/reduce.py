@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from slice3d.inference.prepare import sample_positions
+
 if TYPE_CHECKING:
     import torch
 
@@ -47,12 +49,11 @@ class Tally:
     entropy: float = 0.0
 
 
-def sample_positions(n_in: int, n_out: int, order: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Lower neighbour and weight of the upper one for each of n_out samples over the extent of n_in voxels."""
-    x = np.clip((np.arange(n_out) + 0.5) * n_in / n_out - 0.5, 0, n_in - 1)
+def neighbours(n_in: int, n_out: int, step: float, order: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Lower neighbour and weight of the upper one for each of n_out samples, `step` input voxels apart."""
+    x = sample_positions(n_in, n_out, step)
     if order == 0:
-        where = np.clip(np.floor((np.arange(n_out) + 0.5) * n_in / n_out).astype(np.int64), 0, n_in - 1)
-        return where, np.zeros(n_out, np.float32)
+        return np.floor(x + 0.5).astype(np.int64), np.zeros(n_out, np.float32)
     lower = np.minimum(np.floor(x).astype(np.int64), max(n_in - 2, 0))
     return lower, (x - lower).astype(np.float32)
 
@@ -61,7 +62,7 @@ class Reducer:
     """Takes finished score planes (H, W, C) in order, writes label planes of the study's box.
 
     labels: (depth, height, width) integer array to fill, slab axis first. orders: spline order of the scores along
-    (slab, H, W).
+    (slab, H, W). steps: network voxels per output voxel along the same axes.
     """
 
     def __init__(
@@ -70,17 +71,18 @@ class Reducer:
         labels: NDArray[np.generic],
         decision: Decision,
         *,
+        steps: tuple[float, float, float],
         orders: Axes = (1, 1, 1),
         device: torch.device,
     ) -> None:
         import torch
 
         self.shape, self.labels, self.decision, self.device = shape, labels, decision, device
-        self.lower, self.weight = sample_positions(shape[0], labels.shape[0], orders[0])
-        rows, self.row_weight = self._axis(shape[1], labels.shape[1], orders[1])
-        columns, self.column_weight = self._axis(shape[2], labels.shape[2], orders[2])
+        self.lower, self.weight = neighbours(shape[0], labels.shape[0], steps[0], orders[0])
+        rows, self.row_weight = self._axis(shape[1], labels.shape[1], steps[1], orders[1])
+        columns, self.column_weight = self._axis(shape[2], labels.shape[2], steps[2], orders[2])
         self.rows, self.columns = rows, columns
-        self.same_plane = shape[1:] == labels.shape[1:]
+        self.same_plane = shape[1:] == labels.shape[1:] and max(abs(s - 1) for s in steps[1:]) < 1e-6
         self.values = torch.tensor(decision.values, dtype=torch.int32, device=device)
         self.previous: torch.Tensor | None = None
         self.next_out = 0
@@ -90,10 +92,10 @@ class Reducer:
         self.planes_taken = 0
         self.probability = {name: np.zeros(labels.shape, np.float16) for name in decision.probabilities}
 
-    def _axis(self, n_in: int, n_out: int, order: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _axis(self, n_in: int, n_out: int, step: float, order: int) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        lower, weight = sample_positions(n_in, n_out, order)
+        lower, weight = neighbours(n_in, n_out, step, order)
         return torch.from_numpy(lower).to(self.device), torch.from_numpy(weight).to(self.device)
 
     def take(self, index: int, scores: torch.Tensor) -> None:
@@ -114,7 +116,7 @@ class Reducer:
     def _write(self, out: int, plane: torch.Tensor) -> None:
         import torch
 
-        height, width = self.labels.shape[1:]
+        width = self.labels.shape[2]
         coarse, pattern = self._decide(plane)
         if self.same_plane:
             result = coarse
@@ -126,9 +128,7 @@ class Reducer:
                 result.view(-1)[some] = self._decide(fine)[0]
         self.labels[out] = result.cpu().numpy()
         for name in self.decision.probabilities:
-            field_ = self._probability(plane, self.decision.groups[name])
-            if not self.same_plane:
-                field_ = torch.nn.functional.interpolate(field_[None, None], (height, width), mode="bilinear")[0, 0]
+            field_ = self._enlarged(self._probability(plane, self.decision.groups[name]))
             self.probability[name][out] = field_.half().cpu().numpy()
 
     def _decide(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,6 +158,15 @@ class Reducer:
         weight = torch.stack([(1 - a) * (1 - b), (1 - a) * b, a * (1 - b), a * b], 1)
         flat = plane.reshape(-1, classes)
         return torch.nn.functional.embedding_bag(index, flat, mode="sum", per_sample_weights=weight)
+
+    def _enlarged(self, field: torch.Tensor) -> torch.Tensor:
+        """A (H, W) plane at the study's resolution."""
+        if self.same_plane:
+            return field
+        down = (self.rows + 1).clamp(max=field.shape[0] - 1)
+        right = (self.columns + 1).clamp(max=field.shape[1] - 1)
+        field = field[self.rows].lerp(field[down], self.row_weight[:, None])
+        return field[:, self.columns].lerp(field[:, right], self.column_weight)
 
     def _probability(self, scores: torch.Tensor, channels: tuple[int, ...]) -> torch.Tensor:
         if self.decision.activation == "softmax":

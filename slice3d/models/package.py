@@ -18,7 +18,7 @@ FORMAT = "slice3d-model/1"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SCHEMES = ("clip_zscore", "zscore", "zscore_nonzero", "clip_range", "rescale_range", "rescale_rgb", "none")
 ACTIVATIONS = ("softmax", "sigmoid")
-RESAMPLING = ("linear", "cubic", "nnunet", "torch", "none")
+RESAMPLING = ("average", "linear", "cubic", "nnunet", "torch", "none")
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,17 @@ class Weights:
 class Sampling:
     """How the package's runner goes from the study's grid to the network's and back.
 
-    resampling: `linear` or `cubic` B-spline over the whole field of view, `nnunet` (cubic, but nearest along one axis
-    that is much coarser than the others, as nnU-Net v2 does), `torch` (nnU-Net v2's trilinear variant), `none`.
+    resampling: `average` (voxels averaged by a Gaussian of σ = 0.35·√(ratio² − 1) study voxels where the network's are
+    coarser, then linear), `linear` or `cubic` B-spline; these take the image's own values and normalise afterwards.
+    `nnunet` (normalised first, then cubic, but nearest along one axis that is much coarser than the others, over
+    exactly the field of view, as nnU-Net v2 does), `torch` (nnU-Net v2's trilinear variant), `none`.
     scores: the same for the way back; scores are always interpolated at most linearly.
     pad: value outside the field of view after normalisation, `zero` or `lowest`.
     overlap: share of the patch that neighbouring tiles overlap. mirror_axes: network axes to average flips over.
     crop_nonzero: whether the non-zero bounding box alone is looked at, as nnU-Net does.
     """
 
-    resampling: str = "linear"
+    resampling: str = "average"
     scores: str = "linear"
     pad: str = "lowest"
     overlap: float = 0.5

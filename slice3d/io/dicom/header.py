@@ -97,7 +97,13 @@ class Header:
     @property
     def is_image(self) -> bool:
         """Whether there are pixels in a grid (also RGB), as opposed to a report, plan, structure set or segmentation."""
-        return bool(self.pixel_tag) and self.rows > 0 and self.columns > 0 and not self.is_seg and self.modality not in NOT_IMAGES
+        return (
+            bool(self.pixel_tag)
+            and self.rows > 0
+            and self.columns > 0
+            and not self.is_seg
+            and self.modality not in NOT_IMAGES
+        )
 
     @property
     def is_seg(self) -> bool:
@@ -113,6 +119,17 @@ class Header:
 SEG_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 NOT_IMAGES = frozenset({"SEG", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "RTRECORD", "AU", "DOC", "M3D", "FID"})
+
+
+def stored_dtype(header: Header) -> Any:
+    """The numpy type of one stored pixel, native byte order."""
+    import numpy as np
+
+    if header.pixel_tag == "FloatPixelData":
+        return np.dtype(np.float32)
+    if header.pixel_tag == "DoubleFloatPixelData":
+        return np.dtype(np.float64)
+    return np.dtype(f"{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
 
 
 def read_header(file: FileRef, stream: BinaryIO, *, size: int) -> Header | None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from slice3d.errors import InputError
 from slice3d.findings import Finding
 from slice3d.io.dicom.codecs import decode_frame
-from slice3d.io.dicom.header import Header
+from slice3d.io.dicom.header import Header, stored_dtype
 from slice3d.io.dicom.stacks import Plane
 from slice3d.io.files import Opener
 from slice3d.progress import Progress, silent
@@ -53,15 +53,6 @@ class Decoded:
 
     values: NDArray[Any]
     findings: list[Finding] = field(default_factory=list)
-
-
-def stored_dtype(header: Header) -> np.dtype[Any]:
-    """The numpy type of one stored pixel, native byte order."""
-    if header.pixel_tag == "FloatPixelData":
-        return np.dtype(np.float32)
-    if header.pixel_tag == "DoubleFloatPixelData":
-        return np.dtype(np.float64)
-    return np.dtype(f"{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
 
 
 def decode(planes: Sequence[Plane], *, progress: Progress = silent) -> Decoded:

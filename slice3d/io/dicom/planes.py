@@ -27,7 +27,12 @@ class Target:
 
 
 def measure(
-    origins: Array, orientation: tuple[float, ...], spacing: tuple[float, float], shape: tuple[int, int], step_mm: float, label: str
+    origins: Array,
+    orientation: tuple[float, ...],
+    spacing: tuple[float, float],
+    shape: tuple[int, int],
+    step_mm: float,
+    label: str,
 ) -> Layout:
     """The layout of planes at `origins` (N, 3) LPS, in order of depth; several may share a position."""
     from slice3d.io.dicom.geometry import axes
@@ -52,14 +57,18 @@ def own_target(found: Layout, label: str, findings: list[Finding]) -> Target:
         step = found.step_mm
     count = int(np.round(depth[-1] / step)) + 1
     if count > MAX_PLANES:
-        raise GeometryError(f"{label} spans {depth[-1]:.0f} mm at {step:.3g} mm; expected slices that lie together; export it again")
+        raise GeometryError(
+            f"{label} spans {depth[-1]:.0f} mm at {step:.3g} mm; expected slices that lie together; export it again"
+        )
     relative = found.origins - found.origins[0]
     shift = np.stack([relative @ found.row / found.spacing[0], relative @ found.column / found.spacing[1]], axis=1)
     shift[np.abs(shift) < 1e-3] = 0.0
     start = np.floor(shift.min(axis=0))
     extra = (np.ceil(shift.max(axis=0)) - start).astype(int)
     if extra.max() > 4 * max(found.shape):
-        raise GeometryError(f"{label} has slices shifted by {extra.max()} pixels; expected slices that lie together; export it again")
+        raise GeometryError(
+            f"{label} has slices shifted by {extra.max()} pixels; expected slices that lie together; export it again"
+        )
     affine = np.eye(4)
     affine[:3, 0] = found.row * found.spacing[0]
     affine[:3, 1] = found.column * found.spacing[1]

@@ -32,7 +32,10 @@ def load_rtstruct(file: FileRef, *, reference: Volume | None, near: Path) -> Seg
         reference = _referenced(dataset, near, file.name)
     grid = reference.grid
     findings: list[Finding] = []
-    titles = {int(r.ROINumber): anatomy.canonical(str(r.get("ROIName") or f"roi_{r.ROINumber}")) for r in dataset.StructureSetROISequence}
+    titles = {
+        int(r.ROINumber): anatomy.canonical(str(r.get("ROIName") or f"roi_{r.ROINumber}"))
+        for r in dataset.StructureSetROISequence
+    }
     masks: list[tuple[str, NDArray[np.bool_]]] = []
     for roi in dataset.get("ROIContourSequence") or []:
         name = titles.get(int(roi.ReferencedROINumber), f"roi_{roi.ReferencedROINumber}")
@@ -77,7 +80,9 @@ def _referenced(dataset: Any, near: Path, label: str) -> Volume:
             return load_dicom(folder, LoadSettings(series=series))
         except Slice3DError:
             continue
-    raise InputError(f"{label} holds contours but no voxels, and the images it refers to are not beside it; pass reference=the volume")
+    raise InputError(
+        f"{label} holds contours but no voxels, and the images it refers to are not beside it; pass reference=the volume"
+    )
 
 
 def _contours(roi: Any, label: str) -> tuple[list[NDArray[np.float64]], int]:
@@ -90,9 +95,13 @@ def _contours(roi: Any, label: str) -> tuple[list[NDArray[np.float64]], int]:
         try:
             points = np.array([float(x) for x in contour.ContourData], dtype=np.float64).reshape(-1, 3)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{label} holds a damaged contour; expected x, y, z for each point; export it again") from error
+            raise InputError(
+                f"{label} holds a damaged contour; expected x, y, z for each point; export it again"
+            ) from error
         if not np.isfinite(points).all() or len(points) > MAX_POINTS:
-            raise GeometryError(f"{label} holds a contour with NaN or infinite points; expected millimetres; export it again")
+            raise GeometryError(
+                f"{label} holds a contour with NaN or infinite points; expected millimetres; export it again"
+            )
         if len(points) < 3:
             skipped += 1
             continue

@@ -53,7 +53,9 @@ def _load_seg(header: Header, names: Mapping[int, str] | None, reference: Volume
             dataset = pydicom.dcmread(stream, force=True)
             frames = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
             if not frames or "PixelData" not in dataset:
-                raise InputError(f"{label} is a DICOM SEG without frames; expected at least one segmented slice; export it again")
+                raise InputError(
+                    f"{label} is a DICOM SEG without frames; expected at least one segmented slice; export it again"
+                )
             return _assemble(dataset, frames, names, reference, label)
         except (InputError, MemoryError):
             raise
@@ -101,7 +103,9 @@ def _segments(
     fractional = str(dataset.SegmentationType) == "FRACTIONAL"
     owner = np.array([_segment_number(frame, shared, label) for frame in frames])
     if int(np.prod(target.grid.shape, dtype=float)) * len(titles) > MAX_VOXELS:
-        raise InputError(f"{label} holds {len(titles)} segments on {target.grid.shape} voxels; expected fewer; split it")
+        raise InputError(
+            f"{label} holds {len(titles)} segments on {target.grid.shape} voxels; expected fewer; split it"
+        )
     unknown = sorted({int(n) for n in owner} - set(titles))
     if unknown:
         raise InputError(f"{label} has frames of segment {unknown[0]} that it does not describe; export it again")
@@ -145,7 +149,9 @@ def _geometry(frames: list[Any], shared: Any, shape: tuple[int, ...], label: str
     positions = [numbers(_group(f, shared, "PlanePositionSequence", label), "ImagePositionPatient", 3) for f in frames]
     orientation = next(iter(orientations))
     if spacing is None or orientation is None or any(p is None for p in positions):
-        raise GeometryError(f"{label} has frames without a usable position; expected finite millimetres; export it again")
+        raise GeometryError(
+            f"{label} has frames without a usable position; expected finite millimetres; export it again"
+        )
     if len(orientations) > 1:
         raise GeometryError(f"{label} has frames in {len(orientations)} orientations; expected one; export it again")
     thickness = number(measures, "SpacingBetweenSlices") or number(measures, "SliceThickness") or 1.0
@@ -172,5 +178,3 @@ def _pixels(dataset: Any, count: int, label: str) -> NDArray[Any]:
 
 def _title(segment: Any) -> str:
     return anatomy.canonical(str(segment.get("SegmentLabel") or f"segment_{segment.SegmentNumber}"))
-
-

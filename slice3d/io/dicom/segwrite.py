@@ -32,7 +32,9 @@ def write_dicom_seg(segmentation: Segmentation, source: Volume, path: Path, *, k
     """
     origin = source.source
     if not isinstance(origin, DicomSource):
-        raise InputError("the source volume was not loaded from DICOM; expected one; write .seg.nrrd or .nii.gz instead")
+        raise InputError(
+            "the source volume was not loaded from DICOM; expected one; write .seg.nrrd or .nii.gz instead"
+        )
     if kind not in ("binary", "labelmap", "fractional"):
         raise InputError(f"kind is {kind!r}; expected 'binary', 'labelmap' or 'fractional'")
     if not all(item.sop_instance for item in origin.slices):
@@ -152,7 +154,11 @@ def _repair_patient(image: Any) -> None:
         del image.PatientAge
     if "DeidentificationMethod" in image and not image.DeidentificationMethod:
         image.DeidentificationMethod = "not stated by the source images"
-    for keyword, pattern in (("StudyDate", r"\d{8}"), ("PatientBirthDate", r"\d{8}"), ("StudyTime", r"\d{2,6}(\.\d{1,6})?")):
+    for keyword, pattern in (
+        ("StudyDate", r"\d{8}"),
+        ("PatientBirthDate", r"\d{8}"),
+        ("StudyTime", r"\d{2,6}(\.\d{1,6})?"),
+    ):
         if image.get(keyword) and not re.fullmatch(pattern, str(image.get(keyword))):
             setattr(image, keyword, "")
     if str(image.get("PatientSex") or "") not in ("", "M", "F", "O"):
@@ -175,7 +181,9 @@ def _measured_geometry(image: Any, origin: DicomSource) -> None:
     measures, orientation = Dataset(), Dataset()
     measures.PixelSpacing = [format_number_as_ds(float(lengths[1])), format_number_as_ds(float(lengths[0]))]
     measures.SliceThickness = thickness
-    orientation.ImageOrientationPatient = [format_number_as_ds(float(x)) for x in (*directions[:, 0], *directions[:, 1])]
+    orientation.ImageOrientationPatient = [
+        format_number_as_ds(float(x)) for x in (*directions[:, 0], *directions[:, 1])
+    ]
     shared = (image.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     shared.PixelMeasuresSequence = [measures]
     shared.PlaneOrientationSequence = [orientation]
@@ -221,9 +229,7 @@ def _pixels(segmentation: Segmentation, origin: DicomSource, names: list[str], k
     return out
 
 
-def on_slices(
-    values: NDArray[Any], segmentation: Segmentation, origin: DicomSource, *, order: int = 0
-) -> NDArray[Any]:
+def on_slices(values: NDArray[Any], segmentation: Segmentation, origin: DicomSource, *, order: int = 0) -> NDArray[Any]:
     """Values of a grid at the pixel centres of the acquired slices, (slices, rows, columns); 0 outside the grid.
 
     order 0 takes the voxel in which the centre lies, order 1 interpolates linearly.

@@ -1,0 +1,50 @@
+"""What every worker process gets when it joins: its memory limit, its GPU and the state its cases share."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from distributed import WorkerPlugin
+
+from slice3d.cohort.work import Process
+
+
+class CaseWorker(WorkerPlugin):  # type: ignore[misc]
+    """Dask calls `setup` in each worker process, also in one that replaces a dead one."""
+
+    name = "slice3d"
+
+    def __init__(self, *, memory_bytes: int | None = None, gpus: int = 0) -> None:
+        self.memory_bytes = memory_bytes
+        self.gpus = gpus
+        self.process: Process
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"memory_bytes": self.memory_bytes, "gpus": self.gpus}
+
+    def setup(self, worker: Any) -> None:
+        """Pin the GPU, limit the memory; before the first case, so before torch is imported."""
+        limit = self.memory_bytes if self.memory_bytes is not None else worker.memory_manager.memory_limit
+        self.process = Process(memory_bytes=limit)
+        number = str(worker.name)
+        if self.gpus > 1 and number.isdigit():
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(int(number) % self.gpus)
+        if limit is not None and self.gpus == 0:
+            _limit_memory(limit)
+
+
+def _limit_memory(limit: int) -> None:
+    """Let allocations beyond the limit fail: a case then ends with a `MemoryError`, and the machine does not swap.
+
+    RLIMIT_DATA counts private writable memory (Linux 4.7 and later). CUDA reserves far more than it uses: no limit
+    there.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    if soft == resource.RLIM_INFINITY or wanted < soft:
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))

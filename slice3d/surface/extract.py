@@ -43,7 +43,7 @@ def surface(
     progress(f"surface of {structure}", 0.5)
     vertices, faces = contour(field, region.grid)
     shift = 0.0
-    if settings.keep_volume and not region.cut:
+    if settings.keep_volume and field.volume_mm3 is not None:
         vertices, shift = keep_volume(vertices, faces, field.volume_mm3)
     found = cut_finding(structure, region)
     progress(f"surface of {structure}", 1.0)
@@ -53,7 +53,7 @@ def surface(
         name=structure,
         color=color,
         findings=(found,) if found else (),
-        metadata={"voxel_volume_ml": field.volume_mm3 / 1000.0, "volume_shift_mm": shift},
+        metadata={"voxel_volume_ml": None if field.volume_mm3 is None else field.volume_mm3 / 1000.0, "volume_shift_mm": shift},
     )
 
 

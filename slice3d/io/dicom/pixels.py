@@ -99,6 +99,8 @@ def decode(planes: Sequence[Plane], *, progress: Progress = silent) -> Decoded:
         findings.append(
             Finding("not-finite", "Some voxels held NaN or infinity; they were set to the lowest value.", "warning")
         )
+    if first.modality == "MR" and planes[0].frame.philips is not None:
+        findings.append(_philips_finding(planes[0]))
     if inverted:
         findings.append(
             Finding("inverted", "The pixels were stored for display with white as lowest; they were inverted.", "info")
@@ -116,12 +118,23 @@ def decode(planes: Sequence[Plane], *, progress: Progress = silent) -> Decoded:
 
 
 def scale_of(plane: Plane) -> Scale:
-    """Rescale of one plane; Philips MR keeps a private scale that makes slices and series comparable."""
-    frame, header = plane.frame, plane.header
-    slope = frame.slope if frame.slope != 0 else 1.0
-    if header.philips is not None:
-        return Scale(1.0 / header.philips[0], frame.intercept / (slope * header.philips[0]))
-    return Scale(slope, frame.intercept)
+    """Rescale of one plane. Philips MR: the private scale takes the place of the display scale, (stored + RI/RS) / SS."""
+    frame = plane.frame
+    if frame.philips is not None and plane.header.modality == "MR":
+        return Scale(1.0 / frame.philips, frame.intercept / (frame.slope * frame.philips))
+    return Scale(frame.slope, frame.intercept)
+
+
+def _philips_finding(plane: Plane) -> Finding:
+    frame = plane.frame
+    factor = 1.0 / (frame.slope * (frame.philips or 1.0))
+    return Finding(
+        "philips-scaling",
+        "Values are on Philips' private scale, which is comparable between series; scanners and most viewers display them "
+        f"{factor:.4g} times smaller.",
+        "info",
+        {"per_displayed_value": factor},
+    )
 
 
 def _parallel(work: Callable[[int], None], count: int, progress: Progress) -> None:

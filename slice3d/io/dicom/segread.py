@@ -16,7 +16,8 @@ from slice3d.errors import GeometryError, InputError
 from slice3d.findings import Finding
 from slice3d.io.dicom.discovery import discover
 from slice3d.io.dicom.geometry import POSITION_TOLERANCE_MM, Layout
-from slice3d.io.dicom.header import RTSTRUCT_CLASS, SEG_CLASSES, Header, number, numbers
+from slice3d.io.dicom.elements import Elements
+from slice3d.io.dicom.header import Header
 from slice3d.io.dicom.planes import Target, measure, own_target, place, reference_target
 from slice3d.io.layers import combine
 from slice3d.volume import Segmentation, Volume
@@ -142,11 +143,14 @@ def _segment_number(frame: Any, shared: Any, label: str) -> int:
 
 def _geometry(frames: list[Any], shared: Any, shape: tuple[int, ...], label: str) -> _Geometry:
     orientations = {
-        numbers(_group(f, shared, "PlaneOrientationSequence", label), "ImageOrientationPatient", 6) for f in frames
+        Elements(_group(f, shared, "PlaneOrientationSequence", label)).numbers("ImageOrientationPatient", 6)
+        for f in frames
     }
-    measures = _group(frames[0], shared, "PixelMeasuresSequence", label)
-    spacing = numbers(measures, "PixelSpacing", 2)
-    positions = [numbers(_group(f, shared, "PlanePositionSequence", label), "ImagePositionPatient", 3) for f in frames]
+    measures = Elements(_group(frames[0], shared, "PixelMeasuresSequence", label))
+    spacing = measures.numbers("PixelSpacing", 2)
+    positions = [
+        Elements(_group(f, shared, "PlanePositionSequence", label)).numbers("ImagePositionPatient", 3) for f in frames
+    ]
     orientation = next(iter(orientations))
     if spacing is None or orientation is None or any(p is None for p in positions):
         raise GeometryError(
@@ -154,7 +158,7 @@ def _geometry(frames: list[Any], shared: Any, shape: tuple[int, ...], label: str
         )
     if len(orientations) > 1:
         raise GeometryError(f"{label} has frames in {len(orientations)} orientations; expected one; export it again")
-    thickness = number(measures, "SpacingBetweenSlices") or number(measures, "SliceThickness") or 1.0
+    thickness = measures.number("SpacingBetweenSlices") or measures.number("SliceThickness") or 1.0
     origins = np.array(positions, dtype=np.float64)
     layout = measure(origins, orientation, (spacing[0], spacing[1]), (shape[0], shape[1]), abs(thickness), label)
     depths = origins @ layout.normal

@@ -12,7 +12,8 @@ import numpy as np
 from slice3d.errors import GeometryError, InputError
 from slice3d.findings import Finding
 from slice3d.io.dicom.geometry import ORIENTATION_TOLERANCE, POSITION_TOLERANCE_MM, Layout, axes, layout
-from slice3d.io.dicom.header import SPLIT_KEYS, Frame, Header
+from slice3d.io.dicom.frames import SPLIT_KEYS
+from slice3d.io.dicom.header import Frame, Header
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,8 @@ def _problem(plane: Plane) -> str:
     header = plane.header
     if header.samples != 1 or header.photometric in ("RGB", "PALETTE COLOR") or header.photometric.startswith("YBR"):
         return f"colour pictures ({header.photometric or header.samples}), not measured grey values"
+    if "MOSAIC" in header.image_type:
+        return "mosaics (many slices tiled into one picture)"
     if header.bits_allocated not in (8, 16, 32, 64):
         return f"{header.bits_allocated} bits per pixel"
     return ""

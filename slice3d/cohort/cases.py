@@ -45,9 +45,10 @@ def find_cases(cohort: str | Path) -> tuple[Case, ...]:
     """
     text = str(cohort)
     if text.startswith("dicomweb"):
-        from slice3d.pacs import find_studies
+        from slice3d.pacs import credentials, find_studies
 
-        cases = tuple(Case(n, address) for n, address in enumerate(find_studies(text), start=1))
+        found = find_studies(text, auth=credentials(os.environ))
+        cases = tuple(Case(n, address) for n, address in enumerate(found, start=1))
     else:
         path = Path(cohort)
         if path.is_dir():

@@ -56,8 +56,8 @@ def run_cohort(
     """Do every study of a cohort and keep each result, each failure and one table in `out`.
 
     cohort: folder of studies, .csv or .parquet table, `dicomweb://` query, or cases. settings: what to make of each
-    study (or `job`: another case function). A case done with the same content, settings and model is not done again; failures
-    are rows of the table. Writes `cohort.parquet`, `cohort.csv`, `index.html`, `cohort.json` and `cases/`.
+    study (or `job`: another case function). A case done with the same content, settings and model is not done again;
+    failures are rows of the table. Writes `cohort.parquet`, `cohort.csv`, `index.html`, `cohort.json` and `cases/`.
     Raises `InputError` when there is no study, `out` cannot be written or another run is writing to it, and what
     `pipeline_job` raises. Call it below `if __name__ == "__main__":` in scripts, since workers import the script.
     """

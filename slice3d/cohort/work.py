@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from slice3d.cohort.cases import Case, content_sha256, study_files
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 # exit status of a worker that ended itself because a case ran over its time
 TIMED_OUT = 75
-_GRACE_S = 30.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,29 +61,20 @@ def do_case(task: Task, process: Process) -> Record:
     """Do one case, or find that it was done. Every end is a record."""
     store, started = Store(Path(task.out)), time.monotonic()
     name, key = _fallback_name(task), ""
-    source, files = Path(task.case.source), []
+    study = _Study(task)
     try:
         if task.case.problem:
             raise InputError(task.case.problem)
-        with _local(task) as (source, identity):
-            files = study_files(
-                source,
-                max_files=task.settings.max_study_files,
-                max_bytes=int(task.settings.max_study_gib * 2**30),
-            )
-            digest = identity or content_sha256(files)
-            reference = _reference_sha256(task.case, task.settings)
-            name = task.case.label or _name(digest, task.case.series, reference)
-            key = task.job.key(digest, task.case.series, reference)
-            with store.holding(name):
-                return _do_held(task, process, store, name, key, source)
+        digest, reference = study.sha256(), _reference_sha256(task.case, task.settings)
+        name = task.case.label or _name(digest, task.case.series, reference)
+        key = task.job.key(digest, task.case.series, reference)
+        with store.holding(name):
+            return _do_held(task, process, store, Record(name, key, "done", run=task.run), study)
     except Exception as error:  # whatever it is, the cohort goes on and the row says why
         kind = classify(error)
         log.info("case %s failed: %s", task.case.number, kind)
-        record = Record(
-            name, key or name, "failed", kind, explain(error, source, files), task.run, _since(started), rows=()
-        )
-        return _keep_failure(store, record)
+        reason = explain(error, study.path, study.files)
+        return _keep_failure(store, Record(name, key or name, "failed", kind, reason, task.run, _since(started)))
 
 
 def _keep_failure(store: Store, record: Record) -> Record:
@@ -107,18 +97,38 @@ def _since(started: float) -> float:
     return round(time.monotonic() - started, 3)
 
 
-@contextlib.contextmanager
-def _local(task: Task) -> Iterator[tuple[Path, str]]:
-    """The study as a local path, and its identity where that is known without reading it."""
-    if not task.case.source.startswith("dicomweb"):
-        yield Path(task.case.source), ""
-        return
-    from slice3d.pacs import credentials, fetched
+class _Study:
+    """The images of a case: on a path, or in an archive from which they are fetched only when there is work to do."""
 
-    with fetched(
-        task.case.source, auth=credentials(os.environ), max_bytes=int(task.settings.max_study_gib * 2**30)
-    ) as folder:
-        yield folder, ""
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._remote = task.case.source.startswith("dicomweb")
+        self.path = Path(task.case.source)
+        self.files: list[Path] = []
+
+    def sha256(self) -> str:
+        """Identity of the content. Raises `InputError` when there is none, or too much."""
+        if self._remote:
+            from slice3d.pacs import credentials, study_identity
+
+            return study_identity(self._task.case.source, auth=credentials(os.environ))
+        settings = self._task.settings
+        limit = int(settings.max_study_gib * 2**30)
+        self.files = study_files(self.path, max_files=settings.max_study_files, max_bytes=limit)
+        return content_sha256(self.files)
+
+    @contextlib.contextmanager
+    def local(self) -> Iterator[Path]:
+        """The study as a path."""
+        if not self._remote:
+            yield self.path
+            return
+        from slice3d.pacs import credentials, fetched
+
+        limit = int(self._task.settings.max_study_gib * 2**30)
+        with fetched(self._task.case.source, auth=credentials(os.environ), max_bytes=limit) as folder:
+            self.path, self.files = folder, sorted(folder.iterdir())
+            yield folder
 
 
 def _reference_sha256(case: Case, settings: CohortSettings) -> str:
@@ -131,32 +141,31 @@ def _reference_sha256(case: Case, settings: CohortSettings) -> str:
     return content_sha256(files)
 
 
-def _do_held(task: Task, process: Process, store: Store, name: str, key: str, source: Path) -> Record:
+def _do_held(task: Task, process: Process, store: Store, record: Record, study: _Study) -> Record:
+    name, key = record.case, record.key
     done = store.finished(name, key)
     if done is not None:
         return done
     failed = store.failure(name, key)
-    if failed is not None and ((failed.run == task.run and failed.kind != "resource") or _lasting(failed, task)):
+    if failed is not None and ((failed.run == task.run and not backlog(failed.kind)) or _lasting(failed, task)):
         return failed
     _await_disk(store, task.settings)
     begun = store.begin_attempt(name, key)
+    record = replace(record, attempts=begun)
     if begun > task.settings.deaths:
         reason = f"the worker process died {begun - 1} times on this case (out of memory, or a crash in a library)"
-        record = Record(name, key, "failed", "crash", reason, task.run, 0.0, begun - 1)
-        store.fail(record)
-        return record
+        dead = replace(record, status="failed", kind="crash", reason=reason, attempts=begun - 1)
+        store.fail(dead)
+        return dead
     started = time.monotonic()
-    watch = _Watch(task, process, store, Record(name, key, "failed", "timeout", run=task.run, attempts=begun))
-    with watch:
+    with _Watch(task, process, store, record), study.local() as source:
         _await_memory(process)
-        folder = store.staging(name)
-        stages = _run(task, process, source, folder / "result")
-        seconds = _since(started)
-        rows = rows_of(folder / "result")
-        if rows:
-            stages = {**stages, **_timings(folder / "result")}
-        record = Record(name, key, "done", "", "", task.run, seconds, begun, tuple(rows), stages)
-        store.commit(record, folder / "result")
+        result = store.staging(name) / "result"
+        stages = _run(task, process, source, result)
+        record = replace(
+            record, seconds=_since(started), rows=tuple(rows_of(result)), stages={**stages, **_timings(result)}
+        )
+        store.commit(record, result)
         return record
 
 
@@ -170,7 +179,7 @@ def _run(task: Task, process: Process, source: Path, out: Path) -> Mapping[str, 
     case = CaseInput(source, task.case.series, reference, share)
     with _Gate(process.gate) as gate:
         task.job.function(case, out, gate)
-    return {"waited_for_inference": round(gate.waited, 3)}
+        return {"waited_for_inference": round(gate.waited, 3)}
 
 
 def _timings(folder: Path) -> dict[str, float]:
@@ -212,13 +221,13 @@ class _Watch:
     same process that are not to blame get their attempt back.
     """
 
-    def __init__(self, task: Task, process: Process, store: Store, failure: Record) -> None:
-        self._task, self._process, self._store, self._failure = task, process, store, failure
-        self._timer = threading.Timer(task.settings.timeout_s, self._expire)
+    def __init__(self, task: Task, process: Process, store: Store, record: Record) -> None:
+        self._limit, self._process, self._store, self._record = task.settings.timeout_s, process, store, record
+        self._timer = threading.Timer(self._limit, self._expire)
         self._timer.daemon = True
 
     def __enter__(self) -> None:
-        name, key = self._failure.case, self._failure.key
+        name, key = self._record.case, self._record.key
         with self._process.lock:
             self._process.running[name] = lambda: self._store.take_back_attempt(name, key)
         self._timer.start()
@@ -226,21 +235,17 @@ class _Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._timer.cancel()
         with self._process.lock:
-            self._process.running.pop(self._failure.case, None)
+            self._process.running.pop(self._record.case, None)
 
     def _expire(self) -> None:
-        limit = self._task.settings.timeout_s
         with self._process.lock:
-            if self._failure.case not in self._process.running:
+            if self._record.case not in self._process.running:
                 return
-            reason = f"took longer than {limit:g} s; a larger --timeout or a crop would help"
-            failure = Record(
-                self._failure.case, self._failure.key, "failed", "timeout", reason, self._task.run, limit,
-                self._failure.attempts,
-            )  # fmt: skip
+            reason = f"took longer than {self._limit:g} s; a larger --timeout or a crop would help"
+            failure = replace(self._record, status="failed", kind="timeout", reason=reason, seconds=self._limit)
             _keep_failure(self._store, failure)
             for name, take_back in self._process.running.items():
-                if name != self._failure.case:
+                if name != self._record.case:
                     with contextlib.suppress(OSError):
                         take_back()
             self._process.end(TIMED_OUT)

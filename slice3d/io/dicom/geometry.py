@@ -185,7 +185,8 @@ def _step(distances: Array, gaps: Array, findings: list[Finding], label: str) ->
 
 def recurring_gap(gaps: Array) -> float:
     """The smallest distance that covers at least a tenth of the stack; odd single gaps do not set the spacing."""
-    total = gaps.sum()
+    # a hole between two blocks is not part of what the slices cover
+    total = np.minimum(gaps, 3 * np.median(gaps)).sum()
     for gap in np.sort(gaps):
         alike = np.abs(gaps - gap) <= max(POSITION_TOLERANCE_MM, 0.02 * gap)
         if gaps[alike].sum() >= 0.1 * total:

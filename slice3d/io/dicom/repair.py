@@ -2,7 +2,7 @@
 
 The target keeps the acquired in-plane axes and its third axis is the slice normal, so a slice that lies on a target plane
 is only shifted within that plane (by a sub-pixel amount), never mixed with its neighbours. Between acquired slices values
-are interpolated linearly along the normal, the shortest way. What was not measured is marked.
+are interpolated linearly along the normal, the shortest way; wide holes stay empty. What was not measured is marked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from slice3d.io.dicom.geometry import POSITION_TOLERANCE_MM, Layout, to_ras
 from slice3d.progress import Progress, silent
 
 MAX_GROWTH = 20
+# between slices further apart than this nothing is interpolated: it would invent centimetres of anatomy
+MAX_BRIDGE_MM = 20.0
+MAX_BRIDGE_STEPS = 4.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,11 @@ def repair(values: NDArray[np.generic], layout: Layout, *, fill: float, progress
         k = int(np.clip(np.searchsorted(depth, z, side="right") - 1, 0, max(len(depth) - 2, 0)))
         t = (z - depth[k]) / (depth[k + 1] - depth[k])
         near = POSITION_TOLERANCE_MM / (depth[k + 1] - depth[k])
+        gap = depth[k + 1] - depth[k]
         weights = {k: 1.0} if t <= near else {k + 1: 1.0} if t >= 1 - near else {k: 1 - t, k + 1: t}
+        if len(weights) == 2 and gap > max(MAX_BRIDGE_MM, MAX_BRIDGE_STEPS * step):
+            out[m], estimated[m] = fill, True
+            continue
         cache = {n: cache[n] if n in cache else _shifted(values[n], shift[n], start, shape[1:]) for n in weights}
         plane = sum((w * cache[n][0] for n, w in weights.items()), np.zeros(shape[1:], dtype=np.float32))
         inside = np.logical_and.reduce([cache[n][1] for n in weights])

@@ -53,7 +53,6 @@ def vtp_bytes(mesh: Mesh) -> bytes:
     writer.SetCompressorTypeToZLib()
     writer.WriteToOutputStringOn()
     writer.Write()
-    # VTK notes the address of its arrays' ids nowhere, but hands binary output over as str: one byte per character.
     out = writer.GetOutputString()
     return out if isinstance(out, bytes) else out.encode("latin-1")
 

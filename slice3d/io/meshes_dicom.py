@@ -22,6 +22,7 @@ from slice3d.volume import Volume
 Kind = Literal["stl", "obj"]
 _CLASS = {"stl": "1.2.840.10008.5.1.4.1.1.104.3", "obj": "1.2.840.10008.5.1.4.1.1.104.4"}
 _MIME = {"stl": "model/stl", "obj": "model/obj"}
+_CAM_MODEL = {"CT": ("LN", "85040-4", "CT 3D CAM model"), "MR": ("LN", "85041-2", "MR 3D CAM model")}  # CID 7061
 _COPIED = {
     "PatientName": "", "PatientID": "", "PatientBirthDate": "", "PatientSex": "", "StudyInstanceUID": "", "StudyDate": "",
     "StudyTime": "", "ReferringPhysicianName": "", "StudyID": "", "AccessionNumber": "",
@@ -81,7 +82,8 @@ def _build(meshes: list[Mesh], content: bytes, kind: Kind, source: Volume | None
     out.ContentDate, out.ContentTime, out.AcquisitionDateTime = out.StudyDate, out.StudyTime, ""
     out.BurnedInAnnotation, out.RecognizableVisualFeatures = "NO", "NO"
     out.DocumentTitle = title[:1024]
-    out.ConceptNameCodeSequence = []
+    name = _CAM_MODEL.get(str(images[0].get("Modality", ""))) if images else None
+    out.ConceptNameCodeSequence = [_code(name)] if name else []
     out.ContentDescription = f"Surface of {title}"[:64]
     out.MIMETypeOfEncapsulatedDocument = _MIME[kind]
     out.EncapsulatedDocumentLength = len(content)

@@ -132,7 +132,10 @@ def read_header(file: FileRef, stream: BinaryIO, *, size: int) -> Header | None:
         warnings.simplefilter("ignore")
         try:
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=start[128:132] != b"DICM")
-            return _interpret(dataset, file, stream, size)
+            header = _interpret(dataset, file, stream, size)
+            if header is None and start[128:132] == b"DICM":
+                raise InputError(f"{file.name} is a DICOM file that ends before it says what it is; copy it again")
+            return header
         except InvalidDicomError:
             return None
         except (InputError, MemoryError):

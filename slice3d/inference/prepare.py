@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slice3d.errors import InputError
-from slice3d.models.package import Intensity, ModelPackage
+from slice3d.models.package import Intensity, ModelPackage, Sampling
 from slice3d.resample import apply_moves, axis_moves
 from slice3d.volume import Volume
 
@@ -89,8 +89,8 @@ def make_frame(volumes: Sequence[Volume], package: ModelPackage) -> Frame:
         start=_three(start),
         stop=_three(stop),
         shape=_three(new),
-        image_orders=_orders(rule.resampling, spacing, target),
-        score_orders=_orders(rule.scores, target, spacing, most=1),
+        image_orders=_image_orders(rule, spacing, target),
+        score_orders=_score_orders(rule, target, spacing),
         spacing_mm=(float(target[0]), float(target[1]), float(target[2])),
         step=(float(step[0]), float(step[1]), float(step[2])),
         average=rule.resampling == "average",
@@ -101,17 +101,36 @@ def _three(values: NDArray[np.int64]) -> Axes:
     return int(values[0]), int(values[1]), int(values[2])
 
 
-def _orders(rule: str, current: NDArray[np.float64], new: NDArray[np.float64], most: int = 3) -> Axes:
-    """Spline order per axis. nnU-Net's rule: nearest along the one axis that is far coarser before or after."""
-    order = min(most, {"average": 1, "linear": 1, "cubic": 3, "nnunet": 3, "torch": 1, "none": 1}[rule])
+def _image_orders(rule: Sampling, study: NDArray[np.float64], network: NDArray[np.float64]) -> Axes:
+    if rule.resampling == "cubic":
+        return 3, 3, 3
+    if rule.resampling not in ("nnunet", "torch"):
+        return 1, 1, 1
+    order = rule.resampling_order if rule.resampling == "nnunet" else 1
+    return _split_orders(order, rule.resampling_order_coarse, rule.resampling_split, study, network)
+
+
+def _score_orders(rule: Sampling, network: NDArray[np.float64], study: NDArray[np.float64]) -> Axes:
+    if rule.scores not in ("nnunet", "torch"):
+        return 1, 1, 1
+    order = min(1, rule.scores_order)
+    return _split_orders(order, min(1, rule.scores_order_coarse), rule.scores_split, network, study)
+
+
+def _split_orders(
+    order: int, coarse_order: int, split: bool | None, current: NDArray[np.float64], new: NDArray[np.float64]
+) -> Axes:
+    """Spline order per axis by nnU-Net's rule: another one along the only axis that is far coarser before or after."""
     orders = [order] * 3
-    if rule in ("nnunet", "torch"):
-        for spacing in (current, new):
-            if spacing.max() / spacing.min() > _ANISOTROPY:
-                coarse = np.flatnonzero(spacing == spacing.max())
-                if len(coarse) == 1:
-                    orders[int(coarse[0])] = 0
-                break
+    chosen = None
+    if split is None:
+        chosen = next((s for s in (current, new) if s.max() / s.min() > _ANISOTROPY), None)
+    elif split:
+        chosen = current
+    if chosen is not None:
+        coarse = np.flatnonzero(chosen == chosen.max())
+        if len(coarse) == 1:
+            orders[int(coarse[0])] = coarse_order
     return orders[0], orders[1], orders[2]
 
 
@@ -154,14 +173,26 @@ def network_image(volumes: Sequence[Volume], package: ModelPackage, frame: Frame
     """(channels, *frame.shape) float32: what the network sees, before padding."""
     out = np.empty((len(volumes), *frame.shape), np.float32)
     normalise_first = package.sampling.resampling in ("nnunet", "torch")
-    for image, volume, intensity in zip(out, volumes, package.intensity, strict=True):
-        view = apply_moves(volume.data, frame.axes, frame.flips)[frame.box]
+    views = [apply_moves(volume.data, frame.axes, frame.flips)[frame.box] for volume in volumes]
+    masked = any(intensity.scheme == "zscore_nonzero" for intensity in package.intensity)
+    mask = _filled(views) if masked and normalise_first else None
+    for image, view, intensity in zip(out, views, package.intensity, strict=True):
         if normalise_first:
-            _resample(view, _Normaliser(view, intensity), frame, image)
+            _resample(view, _Normaliser(view, intensity, mask), frame, image)
         else:
-            _resample(view, _Normaliser(view, Intensity()), frame, image)
-            image[...] = _Normaliser(image, intensity)(image)
+            _resample(view, _Normaliser(view, Intensity(), None), frame, image)
+            whole = _Normaliser(image, intensity, image != 0 if masked else None)
+            for n in range(len(image)):
+                image[n] = whole.plane(image[n], n, 0)
     return out
+
+
+def _filled(views: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+    """Where any channel is not zero, holes filled: the region nnU-Net takes statistics from."""
+    from scipy import ndimage
+
+    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(np.any([view != 0 for view in views], axis=0))
+    return filled
 
 
 def _resample(view: NDArray[Any], normalise: _Normaliser, frame: Frame, out: NDArray[np.float32]) -> None:
@@ -176,7 +207,7 @@ def _resample(view: NDArray[Any], normalise: _Normaliser, frame: Frame, out: NDA
     half = np.empty((len(planes), frame.shape[p], frame.shape[q]), np.float32)
     lowest, highest = np.inf, -np.inf
     for n, plane in enumerate(planes):
-        values = normalise(plane)
+        values = normalise.plane(plane, n, slow)
         low, high = float(values.min()), float(values.max())
         lowest, highest = min(lowest, low), max(highest, high)
         half[n] = _between(values, matrices[p], matrices[q])
@@ -199,10 +230,11 @@ def _between(
 
 
 class _Normaliser:
-    """Normalise planes of one channel; statistics of the whole box are taken once."""
+    """Normalises planes of one channel; statistics of the whole box (of `mask`, if the scheme wants it) come first."""
 
-    def __init__(self, view: NDArray[Any], intensity: Intensity) -> None:
+    def __init__(self, view: NDArray[Any], intensity: Intensity, mask: NDArray[np.bool_] | None) -> None:
         self.intensity = intensity
+        self.mask = mask if intensity.scheme == "zscore_nonzero" else None
         self.shift, self.scale = 0.0, 1.0
         scheme = intensity.scheme
         if scheme in ("clip_zscore", "clip_range") and intensity.clip is None:
@@ -210,14 +242,15 @@ class _Normaliser:
         if scheme == "clip_zscore":
             self.shift, self.scale = intensity.mean, max(intensity.std, 1e-8)
         elif scheme in ("zscore", "zscore_nonzero"):
-            self.shift, self.scale = _moments(view, nonzero=scheme == "zscore_nonzero")
+            self.shift, self.scale = _moments(view, self.mask)
         elif scheme == "rescale_range":
             low, high = float(view.min()), float(view.max())
             self.shift, self.scale = low, max(high - low, 1e-8)
         elif scheme == "rescale_rgb":
             self.scale = 255.0
 
-    def __call__(self, plane: NDArray[Any]) -> NDArray[np.float32]:
+    def plane(self, plane: NDArray[Any], index: int, axis: int) -> NDArray[np.float32]:
+        """Plane number `index` along `axis`, normalised, float32."""
         values = plane.astype(np.float32)
         intensity = self.intensity
         if intensity.scheme == "none":
@@ -227,21 +260,23 @@ class _Normaliser:
         if intensity.scheme == "clip_range" and intensity.clip is not None:
             low, high = intensity.clip
             a, b = intensity.to
-            return (values - low) * np.float32((b - a) / (high - low)) + np.float32(a)
-        outside = values == 0 if intensity.scheme == "zscore_nonzero" else None
+            return (values - np.float32(low)) * np.float32((b - a) / (high - low)) + np.float32(a)
         values -= np.float32(self.shift)
         values /= np.float32(self.scale)
-        if outside is not None:
-            values[outside] = 0
+        if self.mask is not None:
+            # outside the mask nnU-Net leaves the image as it is, which is zero there
+            outside = ~np.take(self.mask, index, axis=axis)
+            values[outside] = plane[outside]
         return values
 
 
-def _moments(view: NDArray[Any], *, nonzero: bool) -> tuple[float, float]:
+def _moments(view: NDArray[Any], mask: NDArray[np.bool_] | None) -> tuple[float, float]:
+    """Mean and standard deviation, of the masked voxels where there is a mask."""
     count, total, squares = 0, 0.0, 0.0
-    for plane in view:
+    for n, plane in enumerate(view):
         values = plane.astype(np.float64).ravel()
-        if nonzero:
-            values = values[values != 0]
+        if mask is not None:
+            values = values[mask[n].ravel()]
         count += len(values)
         total += float(values.sum())
         squares += float((values**2).sum())

@@ -56,6 +56,8 @@ class Sampling:
     `nnunet` (normalised first, then cubic, but nearest along one axis that is much coarser than the others, over
     exactly the field of view, as nnU-Net v2 does), `torch` (nnU-Net v2's trilinear variant), `none`.
     scores: the same for the way back; scores are always interpolated at most linearly.
+    *_order, *_order_coarse, *_split refine `nnunet`: spline order, order along the coarse axis, and whether there is
+    one (None: decided by the spacing).
     pad: value outside the field of view after normalisation, `zero` or `lowest`.
     overlap: share of the patch that neighbouring tiles overlap. mirror_axes: network axes to average flips over.
     crop_nonzero: whether the non-zero bounding box alone is looked at, as nnU-Net does.
@@ -67,6 +69,12 @@ class Sampling:
     overlap: float = 0.5
     mirror_axes: tuple[int, ...] = ()
     crop_nonzero: bool = False
+    resampling_order: int = 3
+    resampling_order_coarse: int = 0
+    resampling_split: bool | None = None
+    scores_order: int = 1
+    scores_order_coarse: int = 0
+    scores_split: bool | None = None
 
 
 @dataclass(frozen=True)

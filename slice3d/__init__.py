@@ -23,6 +23,7 @@ _PUBLIC = {
     "load_segmentation": "slice3d.io",
     "save": "slice3d.io",
     "segment": "slice3d.pipeline",
+    "upsample": "slice3d.superres",
     "surface": "slice3d.surface",
     "surfaces": "slice3d.surface",
     "evaluate": "slice3d.metrics",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from slice3d.mesh import Mesh as Mesh
     from slice3d.metrics import evaluate as evaluate
     from slice3d.pipeline import segment as segment
+    from slice3d.superres import upsample as upsample
     from slice3d.surface import surface as surface
     from slice3d.surface import surfaces as surfaces
     from slice3d.volume import Segmentation as Segmentation

@@ -1,0 +1,191 @@
+"""The methods behind one protocol: prepare on a stack's slices, then turn slices into fine samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slice3d.progress import Progress, silent
+from slice3d.superres.interpolate import BASELINES
+from slice3d.superres.profile import SliceOperator
+
+
+@dataclass(frozen=True)
+class UpsampleSettings:
+    """How `upsample` works.
+
+    minutes: time that learning methods may take in all. steps: a fixed number of training steps instead of a time
+    budget, for results that repeat exactly. seed: of everything random. axis: the array axis of the slices (default:
+    the one with the largest spacing). device: `"auto"`, `"cpu"` or `"cuda"`. self_check: hold out every second slice
+    and report the error (default: where it costs seconds; a learning method must train a second time, for a quarter
+    of its budget)."""
+
+    minutes: float = 4.0
+    steps: int | None = None
+    seed: int = 0
+    axis: int | None = None
+    device: str = "auto"
+    self_check: bool | None = None
+
+
+class Fitted(Protocol):
+    """A method ready for one stack."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What to report about the fit."""
+
+    def estimate(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
+        """(a, b, n) slices → (a, b, m) fine samples, not yet made consistent."""
+
+    def lines(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
+        """(s, L, n) → (s, L, m): the same for planes of lines by themselves, to learn the method's errors."""
+
+
+class Method(Protocol):
+    """A way to estimate what lies between slices."""
+
+    @property
+    def name(self) -> str:
+        """As the user names it."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether it takes the time budget."""
+
+    def fit(
+        self,
+        slices: NDArray[np.float32],
+        in_plane_mm: tuple[float, float],
+        operator: SliceOperator,
+        settings: UpsampleSettings,
+        progress: Progress = silent,
+    ) -> Fitted:
+        """Prepare for (a, b, n) slices."""
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """A baseline: one matrix along the normal."""
+
+    name: str
+    learns: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def fit(
+        self,
+        slices: NDArray[np.float32],
+        in_plane_mm: tuple[float, float],
+        operator: SliceOperator,
+        settings: UpsampleSettings,
+        progress: Progress = silent,
+    ) -> Fitted:
+        """Nothing to prepare."""
+        return self
+
+    def estimate(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
+        """(…, n) → (…, m)."""
+        matrix = BASELINES[self.name](operator.slices_mm, operator.fine_mm).T.astype(np.float32)
+        out: NDArray[np.float32] = slices @ matrix
+        return out
+
+    lines = estimate
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """A 2D network trained on the stack's own in-plane detail."""
+
+    name: str = "selftrain"
+    learns: bool = True
+
+    def fit(
+        self,
+        slices: NDArray[np.float32],
+        in_plane_mm: tuple[float, float],
+        operator: SliceOperator,
+        settings: UpsampleSettings,
+        progress: Progress = silent,
+    ) -> Fitted:
+        """Train, within the time budget."""
+        from slice3d.superres import selftrain
+
+        chosen = selftrain.TrainSettings(
+            minutes=settings.minutes, steps=settings.steps, seed=settings.seed, device=settings.device
+        )
+        step, fine = operator.slice_step_mm, operator.step_mm
+        trained = selftrain.fit(slices, in_plane_mm, step, fine, operator.profile, settings=chosen, progress=progress)
+        return _Trained(trained, progress)
+
+
+class _Trained:
+    def __init__(self, trained: Any, progress: Progress) -> None:
+        self.trained = trained
+        self.progress = progress
+        self.facts: dict[str, Any] = {"training_steps": trained.steps}
+
+    def estimate(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
+        fine_mm = operator.fine_mm - operator.slices_mm[0]
+        out: NDArray[np.float32] = self.trained.apply(slices, fine_mm, progress=self.progress)[0]
+        return out
+
+    def lines(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
+        out: NDArray[np.float32] = self.trained.planes(slices, operator.fine_mm - operator.slices_mm[0])
+        return out
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """A coordinate network fitted to one stack through its slice profile."""
+
+    name: str = "implicit"
+    learns: bool = True
+
+    def fit(
+        self,
+        slices: NDArray[np.float32],
+        in_plane_mm: tuple[float, float],
+        operator: SliceOperator,
+        settings: UpsampleSettings,
+        progress: Progress = silent,
+    ) -> Fitted:
+        """Fit the network, within the time budget."""
+        from slice3d.superres.implicit import FieldSettings, fit_field
+        from slice3d.superres.scene import view_of_slices
+
+        lattice, view = view_of_slices(slices, in_plane_mm, operator)
+        # rendering takes about as long as fitting each voxel a few times: a quarter of the budget is left for it
+        chosen = FieldSettings(
+            minutes=0.75 * settings.minutes,
+            steps=settings.steps,
+            seed=settings.seed,
+            finest_mm=max(min(in_plane_mm), operator.step_mm),
+        )
+        field_ = fit_field([view], lattice, settings=chosen, progress=progress)
+        return _Field(field_, lattice, progress)
+
+
+class _Field:
+    def __init__(self, fitted: Any, lattice: Any, progress: Progress) -> None:
+        self.fitted, self.lattice, self.progress = fitted, lattice, progress
+        self.facts: dict[str, Any] = {"training_steps": fitted.steps}
+
+    def estimate(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
+        out: NDArray[np.float32] = self.fitted.render(self.lattice, self.progress).numpy()
+        return out
+
+    def lines(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
+        # The network knows this one stack only; the B-spline's errors are an upper estimate of its own.
+        return Interpolation("bspline").lines(slices, operator)
+
+
+METHODS: dict[str, Callable[[], Method]] = {
+    **{name: partial(Interpolation, name) for name in BASELINES},
+    "selftrain": SelfTraining,
+    "implicit": Implicit,
+}

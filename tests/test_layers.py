@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": VALUES | {"resample", "metrics", "models", "inference", "samples", "io"},
     "output": {"errors"},
 }
-TOP = {"pipeline", "cohort", "pacs", "watch", "cli", "__init__"}
+TOP = {"pipeline", "cohort", "pacs", "cli", "__init__"}
 
 
 def _part(path: Path) -> str:

@@ -98,9 +98,7 @@ def _in_table(path: Path) -> Iterator[Case]:
         values = {str(k): "" if v is None or v != v else str(v).strip() for k, v in row.items()}
         label = values.get("case", "")
         if label and not LABEL.fullmatch(label):
-            raise InputError(
-                f"row {number} of {path.name}: 'case' is no plain label; use letters, digits, . _ -"
-            )
+            raise InputError(f"row {number} of {path.name}: 'case' is no plain label; use letters, digits, . _ -")
         if label and label.lower() in seen:  # some file systems do not tell upper from lower case
             raise InputError(f"row {number} of {path.name}: the label in 'case' was used before; expected each once")
         seen.add(label.lower())

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from slice3d.cohort.settings import CohortSettings, gpus
@@ -144,8 +144,8 @@ def _local_cluster(settings: CohortSettings) -> Iterator[Any]:
         yield cluster
 
 
-def drive(tasks: Sequence[Task], settings: CohortSettings) -> Iterator[tuple[Task, Record]]:
-    """Do all tasks and give each with its record as it ends; order is not kept.
+def drive(tasks: Iterable[Task | None], settings: CohortSettings) -> Iterator[tuple[Task, Record]]:
+    """Do all tasks and give each with its record as it ends; order is not kept. None among them: nothing right now.
 
     Raises `InputError` when no scheduler or no worker can be had, `MissingExtraError` when Dask is not installed.
     """
@@ -160,19 +160,23 @@ def drive(tasks: Sequence[Task], settings: CohortSettings) -> Iterator[tuple[Tas
         connection.close()
 
 
-def _drive(connection: _Connection, tasks: Sequence[Task], settings: CohortSettings) -> Iterator[tuple[Task, Record]]:
-    waiting: deque[Task] = deque(tasks)
+def _drive(
+    connection: _Connection, tasks: Iterable[Task | None], settings: CohortSettings
+) -> Iterator[tuple[Task, Record]]:
+    feed = _Feed(tasks)
+    waiting: deque[Task] = deque()
     later: list[tuple[float, Task]] = []
     tries: dict[int, int] = {}
     active: dict[Any, Task] = {}
     crowd = _Crowd(settings)
-    while waiting or later or active:
+    while waiting or later or active or not feed.ended:
         now = time.monotonic()
         waiting.extend(task for due, task in later if due <= now)
         later = [(due, task) for due, task in later if due > now]
         try:
             client = connection.client()
             window = 2 * crowd.threads(client, connection)
+            waiting.extend(feed.take(window - len(active) - len(waiting)))
             while waiting and len(active) < window:
                 task = waiting.popleft()
                 active[_submit(client, task)] = task
@@ -194,6 +198,26 @@ def _drive(connection: _Connection, tasks: Sequence[Task], settings: CohortSetti
                 later.append((time.monotonic() + 2.0 ** tries[task.case.number], task))
             else:
                 yield task, record
+
+
+class _Feed:
+    """Tasks as they are needed: a cohort of any length costs the same memory."""
+
+    def __init__(self, tasks: Iterable[Task | None]) -> None:
+        self._tasks = iter(tasks)
+        self.ended = False
+
+    def take(self, count: int) -> Iterator[Task]:
+        """Up to `count` tasks, fewer when there are none right now."""
+        for _ in range(count):
+            try:
+                task = next(self._tasks)
+            except StopIteration:
+                self.ended = True
+                return
+            if task is None:
+                return
+            yield task
 
 
 def _submit(client: Any, task: Task) -> Any:

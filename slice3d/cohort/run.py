@@ -61,7 +61,7 @@ def run_cohort(
     Raises `InputError` when there is no study, `out` cannot be written or another run is writing to it, and what
     `pipeline_job` raises. Call it below `if __name__ == "__main__":` in scripts, since workers import the script.
     """
-    out, execution = Path(out), execution or CohortSettings()
+    out, execution = Path(out), (execution or CohortSettings()).with_budget()
     if job is None:
         if settings is None:
             raise InputError("neither settings nor a job given; expected one, e.g. RunSettings(organs=('liver',))")
@@ -72,14 +72,14 @@ def run_cohort(
     store.prepare()
     with store.driving():
         run, salt = secrets.token_hex(8), store.salt()
-        tasks = [Task(case, str(out.resolve()), job, execution, run, salt) for case in cases]
+        tasks = (Task(case, str(out.resolve()), job, execution, run, salt) for case in cases)
         records: dict[int, Record] = {}
         try:
             for n, (task, record) in enumerate(drive(tasks, execution), start=1):
                 records[task.case.number] = record
-                progress("cohort", n / len(tasks))
+                progress("cohort", n / len(cases))
         finally:
-            frame = _write_all(store, cases, records, execution)
+            frame = write_all(store, cases, records, execution)
     return CohortResult(
         out,
         frame,
@@ -95,9 +95,10 @@ def _check_linkage(execution: CohortSettings, out: Path) -> None:
         raise InputError("the linkage file would lie in the output folder; it names studies: keep it elsewhere")
 
 
-def _write_all(
+def write_all(
     store: Store, cases: Sequence[Case], records: dict[int, Record], execution: CohortSettings
 ) -> pd.DataFrame:
+    """Write the table, the page, the summary and the linkage file from what is known; the table is returned."""
     from slice3d.cohort.page import page
 
     frame = table(_marked(records))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slice3d.errors import InputError
@@ -56,6 +56,10 @@ class CohortSettings:
         import psutil
 
         return int(0.8 * psutil.virtual_memory().available)
+
+    def with_budget(self) -> CohortSettings:
+        """The same with the memory budget settled, so that what is printed is what is enforced."""
+        return replace(self, memory_gib=self.memory_bytes() / 2**30)
 
     def threads_per_worker(self) -> int:
         """Cases at once in one worker."""

@@ -1,0 +1,35 @@
+"""`slice3d deidentify STUDY --out OUT`: DICOM copies without identifiers (PS3.15 Basic Profile)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slice3d.cli import console
+
+
+def deidentify(
+    study: Annotated[Path, typer.Argument(help="Study folder or DICOM file.")],
+    out: Annotated[Path, typer.Option("--out", help="New or empty folder.")],
+    key: Annotated[
+        Path | None, typer.Option("--key", help="File with a secret: the same secret gives the same pseudonyms.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Write copies of all DICOM files of STUDY following the standard's Basic Profile."""
+    from slice3d.errors import InputError
+    from slice3d.io.dicom.deidentify import deidentify as write
+
+    secret = None
+    if key is not None:
+        try:
+            secret = key.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read the key file: {error.strerror}; expected a file with a secret") from error
+        if len(secret) < 16:
+            raise InputError(f"the key has {len(secret)} bytes; expected 16 or more; make one with `openssl rand 32`")
+    findings = write(study, out, key=secret)
+    console.say_findings(findings, quiet=quiet)
+    console.say(f"de-identified copies in {out}", quiet=quiet)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import secrets
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,6 +112,16 @@ class Opener:
             if file.path not in self._archives:
                 self._archives[file.path] = zipfile.ZipFile(file.path)
         return io.BytesIO(read_member(self._archives[file.path], file.member))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of other libraries about what is in a file; ours are findings. Once around a pool of threads, not in each:
+    the filters belong to the whole process.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager

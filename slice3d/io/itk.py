@@ -40,7 +40,7 @@ def load_itk(path: Path) -> Volume:
 def load_itk_labels(path: Path, *, names: Mapping[int, str] | None = None) -> Segmentation:
     """A label map; segment names and overlapping layers of 3D Slicer's .seg.nrrd are understood."""
     image, findings = _read(path)
-    keys = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    keys = _metadata(image)
     if "Segment0_ID" in keys or "Segment0_Name" in keys:
         from slice3d.io.segnrrd import from_layers
 
@@ -51,6 +51,17 @@ def load_itk_labels(path: Path, *, names: Mapping[int, str] | None = None) -> Se
         )
     labels = as_labels(_array(image), path.name)
     return Segmentation(freeze(labels), grid_of(image), label_names(labels, names), findings=tuple(findings))
+
+
+def _metadata(image: Any) -> dict[str, str]:
+    """Header fields; those whose bytes are no text are left out."""
+    out = {}
+    for key in image.GetMetaDataKeys():
+        try:
+            out[key] = image.GetMetaData(key)
+        except (TypeError, UnicodeError):
+            continue
+    return out
 
 
 def grid_of(image: Any) -> Grid:

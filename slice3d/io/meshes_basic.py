@@ -103,7 +103,9 @@ def stl_mesh(raw: bytes, name: str) -> Mesh:
 def _text_stl(raw: bytes, name: str) -> NDArray[np.float64]:
     words = [line.split()[1:4] for line in raw.splitlines() if line.strip().startswith(b"vertex")]
     if not words or len(words) % 3 or any(len(w) != 3 for w in words):
-        raise InputError(f"{name} is a text STL with {len(words)} corners; expected a multiple of three; export it again")
+        raise InputError(
+            f"{name} is a text STL with {len(words)} corners; expected a multiple of three; export it again"
+        )
     try:
         return np.array([[float(x) for x in w] for w in words]).reshape(-1, 3, 3)
     except ValueError as error:

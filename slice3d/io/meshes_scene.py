@@ -41,7 +41,14 @@ def mtl_text(meshes: Sequence[Mesh]) -> str:
     out = ["# slice3d"]
     for mesh, name in zip(meshes, names_of(meshes), strict=True):
         r, g, b = (c / 255.0 for c in color_of(mesh))
-        out += [f"newmtl {name}", f"Ka {r:.4f} {g:.4f} {b:.4f}", f"Kd {r:.4f} {g:.4f} {b:.4f}", "Ks 0.1 0.1 0.1", "d 1", ""]
+        out += [
+            f"newmtl {name}",
+            f"Ka {r:.4f} {g:.4f} {b:.4f}",
+            f"Kd {r:.4f} {g:.4f} {b:.4f}",
+            "Ks 0.1 0.1 0.1",
+            "d 1",
+            "",
+        ]
     return "\n".join(out)
 
 
@@ -88,7 +95,9 @@ def obj_meshes(raw: bytes, name: str) -> list[Mesh]:
         if triangles:
             used, index = np.unique(np.asarray(triangles), return_inverse=True)
             if used.min() < 0 or used.max() >= len(vertices):
-                raise InputError(f"{name} is a damaged OBJ: a face points at a vertex that is not there; export it again")
+                raise InputError(
+                    f"{name} is a damaged OBJ: a face points at a vertex that is not there; export it again"
+                )
             out.append(Mesh(vertices[used], index.reshape(-1, 3), name=key))
     if not out:
         raise InputError(f"{name} holds no faces; expected an OBJ with a surface; export it again")
@@ -181,7 +190,9 @@ def write_glb(mesh: Mesh | Sequence[Mesh], path: Path) -> None:
             "NORMAL": add(_normals(points, m.faces), 34962, "VEC3", 5126),
         }
         indices = add(m.faces.astype("<u4").reshape(-1), 34963, "SCALAR", 5125)
-        shapes.append({"name": name, "primitives": [{"attributes": attributes, "indices": indices, "material": number}]})
+        shapes.append(
+            {"name": name, "primitives": [{"attributes": attributes, "indices": indices, "material": number}]}
+        )
         nodes.append({"name": name, "mesh": number})
         look = {"baseColorFactor": [*_linear(color_of(m)), 1.0], "metallicFactor": 0.0, "roughnessFactor": 0.6}
         materials.append({"name": name, "pbrMetallicRoughness": look})
@@ -212,7 +223,8 @@ def _normals(points: NDArray[Any], faces: NDArray[np.int64]) -> NDArray[Any]:
     a, b, c = (points[faces[:, n]].astype(np.float64) for n in range(3))
     face = np.cross(b - a, c - a)
     out = np.stack(
-        [np.bincount(faces.reshape(-1), np.repeat(face[:, axis], 3), minlength=len(points)) for axis in range(3)], axis=1
+        [np.bincount(faces.reshape(-1), np.repeat(face[:, axis], 3), minlength=len(points)) for axis in range(3)],
+        axis=1,
     )
     length = np.linalg.norm(out, axis=1, keepdims=True)
     out = np.where(length > 0, out / np.where(length > 0, length, 1.0), (0.0, 1.0, 0.0))

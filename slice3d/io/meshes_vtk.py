@@ -38,7 +38,9 @@ def vtp_bytes(mesh: Mesh) -> bytes:
     data.SetPolys(cells)
     for name, values in mesh.scalars.items():
         numbers = np.asarray(values)
-        array = numpy_to_vtk(np.ascontiguousarray(numbers.astype(np.uint8) if numbers.dtype.kind == "b" else numbers), deep=True)
+        array = numpy_to_vtk(
+            np.ascontiguousarray(numbers.astype(np.uint8) if numbers.dtype.kind == "b" else numbers), deep=True
+        )
         array.SetName(name)
         data.GetPointData().AddArray(array)
     for key, text in (("SPACE", "LPS"), ("name", mesh.name), ("color", " ".join(map(str, color_of(mesh))))):
@@ -98,7 +100,9 @@ def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
         for name in files:
             os.replace(part / name, folder / name)
     except OSError as error:
-        raise InputError(f"cannot write into {folder.name}: {error.strerror or error}; choose another folder") from error
+        raise InputError(
+            f"cannot write into {folder.name}: {error.strerror or error}; choose another folder"
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -145,6 +145,8 @@ def from_layers(
             ) from error
         segments.append((anatomy.canonical(name), value, layer))
         number += 1
+    if len({(value, layer) for _, value, layer in segments}) < len(segments):
+        raise InputError(f"{label} gives two segments the same label value; expected one each; save it again")
     layers = values if values.ndim == 4 else values[..., None]
     if any(not 0 <= layer < layers.shape[3] for _, _, layer in segments):
         raise InputError(

@@ -7,8 +7,8 @@ neither a wrong picture nor an absurd amount of memory can come out. PS3.5 secti
 
 from __future__ import annotations
 
+import re
 import struct
-import warnings
 import zlib
 from typing import Any
 
@@ -72,29 +72,26 @@ def _second_opinion(data: bytes, header: Header) -> NDArray[Any]:
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            decoder = get_decoder(UID(header.transfer_syntax))
-            plugins = [name for name in ("pylibjpeg", "pyjpegls") if name in decoder.available_plugins]
-            values, _ = decoder.as_array(
-                encapsulate([data]),
-                raw=True,
-                decoding_plugin=plugins[0],
-                rows=header.rows,
-                columns=header.columns,
-                samples_per_pixel=1,
-                photometric_interpretation=header.photometric or "MONOCHROME2",
-                pixel_representation=int(header.signed),
-                bits_allocated=header.bits_allocated,
-                bits_stored=header.bits_stored,
-                number_of_frames=1,
-                pixel_keyword="PixelData",
-            )
-        except Exception as error:  # as above, for every plugin
-            raise InputError(
-                f"{header.file.name} holds damaged {_title(header.transfer_syntax)} pixels; copy it again"
-            ) from error
+    try:
+        decoder = get_decoder(UID(header.transfer_syntax))
+        plugins = [name for name in ("pylibjpeg", "pyjpegls") if name in decoder.available_plugins]
+        values, _ = decoder.as_array(
+            encapsulate([data]),
+            raw=True,
+            decoding_plugin=plugins[0],
+            rows=header.rows,
+            columns=header.columns,
+            samples_per_pixel=1,
+            photometric_interpretation=header.photometric or "MONOCHROME2",
+            pixel_representation=int(header.signed),
+            bits_allocated=header.bits_allocated,
+            bits_stored=header.bits_stored,
+            number_of_frames=1,
+            pixel_keyword="PixelData",
+        )
+    except Exception as error:  # as above, for every plugin
+        title = _title(header.transfer_syntax)
+        raise InputError(f"{header.file.name} holds damaged {title} pixels; copy it again") from error
     return np.asarray(values)
 
 
@@ -188,4 +185,5 @@ def _size_jpeg(data: bytes) -> tuple[int, int, int] | None:
 def _title(syntax: str) -> str:
     from pydicom.uid import UID
 
-    return str(UID(syntax).name)
+    # anything else than digits and dots would make pydicom warn about a value that is not ours
+    return str(UID(syntax).name) if re.fullmatch(r"[0-9.]{1,64}", syntax) else "an unknown one"

@@ -13,7 +13,7 @@ from pathlib import Path
 from slice3d.errors import InputError
 from slice3d.findings import Finding
 from slice3d.io.dicom.header import Header, looks_like_dicom, read_header
-from slice3d.io.files import FileRef, check_zip, read_member
+from slice3d.io.files import FileRef, check_zip, quiet, read_member
 from slice3d.progress import Progress, silent
 
 MAX_FILES = 1_000_000
@@ -40,6 +40,11 @@ def discover(path: Path, *, progress: Progress = silent) -> Found:
         raise InputError(
             f"{path.name or path} does not exist; expected a study folder, file or .zip; check the spelling"
         )
+    with quiet():
+        return _discover(path, progress)
+
+
+def _discover(path: Path, progress: Progress) -> Found:
     try:
         if path.is_dir():
             return _read_all([FileRef(str(p)) for p in walk(path)], progress)
@@ -149,17 +154,13 @@ def _is_dicomdir(path: Path) -> bool:
 
 
 def _read_dicomdir(path: Path, progress: Progress) -> Found:
-    import warnings
-
     import pydicom
 
     root = path.parent.resolve()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            records = pydicom.dcmread(path).DirectoryRecordSequence
-        except Exception as error:
-            raise InputError(f"{path.name} is damaged; expected a DICOM directory; name the folder instead") from error
+    try:
+        records = list(pydicom.dcmread(path).DirectoryRecordSequence)
+    except Exception as error:  # pydicom raises whatever the damaged bytes lead it into
+        raise InputError(f"{path.name} is damaged; expected a DICOM directory; name the folder instead") from error
     files: list[FileRef] = []
     missing = outside = 0
     for record in records:

@@ -94,14 +94,24 @@ def _plain(found: Elements) -> Frame:
 
 
 def _rescale(frame: Frame, found: Elements) -> None:
-    """Rescale, else the first linear real-world value mapping (PS3.3 C.7.6.16.2.11)."""
-    slope, intercept = found.number("RescaleSlope"), found.number("RescaleIntercept")
+    """Rescale, else the first linear real-world value mapping (PS3.3 C.7.6.16.2.11).
+
+    Raises `InputError` when a value is there but is no number: guessing would change every voxel of the slice.
+    """
+    slope, intercept = _scale(found, "RescaleSlope"), _scale(found, "RescaleIntercept")
     if slope is None and intercept is None:
         mapping = found.item("RealWorldValueMappingSequence")
         if mapping is not None and "RealWorldValueLUTData" not in mapping:
-            slope, intercept = mapping.number("RealWorldValueSlope"), mapping.number("RealWorldValueIntercept")
+            slope, intercept = _scale(mapping, "RealWorldValueSlope"), _scale(mapping, "RealWorldValueIntercept")
     frame.slope = 1.0 if slope is None or slope == 0 else slope
     frame.intercept = intercept or 0.0
+
+
+def _scale(found: Elements, keyword: str) -> float | None:
+    value = found.number(keyword)
+    if value is None and found.text(keyword):
+        raise InputError(f"{keyword} is {found.text(keyword)[:20]!r}; expected a number; export the file again")
+    return value
 
 
 def _private_diffusion(found: Elements, keys: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import warnings
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -117,7 +116,7 @@ def stored_dtype(header: Header) -> Any:
 
 
 def read_header(file: FileRef, stream: BinaryIO, *, size: int) -> Header | None:
-    """The header of one file, or None when it is not DICOM. Never reads the pixels.
+    """The header of one file, or None when it is not DICOM. Never reads the pixels. Call it inside `quiet()`.
 
     Raises `InputError` when it is DICOM but its structure is damaged before the pixels.
     """
@@ -128,23 +127,24 @@ def read_header(file: FileRef, stream: BinaryIO, *, size: int) -> Header | None:
     if not looks_like_dicom(start):
         return None
     stream.seek(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=start[128:132] != b"DICM")
-            header = _interpret(dataset, file, stream, size)
-            if header is None and start[128:132] == b"DICM":
-                raise InputError(f"{file.name} is a DICOM file that ends before it says what it is; copy it again")
-            return header
-        except InvalidDicomError:
-            return None
-        except (InputError, MemoryError):
-            raise
-        except RecursionError as error:
-            raise InputError(f"{file.name} nests sequences without end; export it again") from error
-        except Exception as error:  # pydicom raises whatever the damaged bytes lead it into
-            reason = type(error).__name__
-            raise InputError(f"{file.name} is damaged ({reason} in its header); export it again") from error
+    try:
+        dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=start[128:132] != b"DICM")
+        header = _interpret(dataset, file, stream, size)
+        if header is None and start[128:132] == b"DICM":
+            raise InputError(f"{file.name} is a DICOM file that ends before it says what it is; copy it again")
+        return header
+    except InvalidDicomError:
+        return None
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if file.name in message else f"{file.name}: {message}") from error
+    except MemoryError:
+        raise
+    except RecursionError as error:
+        raise InputError(f"{file.name} nests sequences without end; export it again") from error
+    except Exception as error:  # pydicom raises whatever the damaged bytes lead it into
+        reason = type(error).__name__
+        raise InputError(f"{file.name} is damaged ({reason} in its header); export it again") from error
 
 
 def looks_like_dicom(start: bytes) -> bool:

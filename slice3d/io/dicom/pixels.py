@@ -7,7 +7,6 @@ table or rescale (PS3.3 C.11.1), padding (C.7.5.1.1.2), display inversion (C.7.6
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from slice3d.findings import Finding
 from slice3d.io.dicom.codecs import decode_frame
 from slice3d.io.dicom.header import Header, stored_dtype
 from slice3d.io.dicom.stacks import Plane
-from slice3d.io.files import Opener
+from slice3d.io.files import Opener, quiet
 from slice3d.progress import Progress, silent
 
 IMPLICIT = "1.2.840.10008.1.2"
@@ -74,7 +73,7 @@ def decode(planes: Sequence[Plane], *, progress: Progress = silent) -> Decoded:
     base = np.empty(shape, dtype=work)
     low, high = np.zeros(len(planes)), np.zeros(len(planes))
     padded = np.zeros(len(planes), dtype=np.int64)
-    with Opener() as opener:
+    with Opener() as opener, quiet():
         frames = _Frames(opener)
 
         def one(k: int) -> None:

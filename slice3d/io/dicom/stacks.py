@@ -120,7 +120,7 @@ def _shape_key(plane: Plane, directions: list[np.ndarray]) -> Hashable:
             directions.append(direction)
     spacing = tuple(round(s, 4) for s in frame.spacing) if frame.spacing else None
     localizer = "LOCALIZER" in header.image_type
-    return (header.rows, header.columns, header.samples, which, spacing, localizer, frame.position is None)
+    return (header.rows, header.columns, which, spacing, localizer, frame.position is None, _problem(plane))
 
 
 def _by_position(planes: list[Plane]) -> list[Stack]:

@@ -40,7 +40,9 @@ def decimate(mesh: Mesh, *, target_triangles: int | None = None, max_error_mm: f
     else:
         best = _to_error(mesh, target, max_error_mm)
     if len(best[1]) < 4:
-        raise InputError(f"decimation to {target} triangles leaves no surface of {mesh.name or 'the mesh'}; ask for more")
+        raise InputError(
+            f"decimation to {target} triangles leaves no surface of {mesh.name or 'the mesh'}; ask for more"
+        )
     if len(best[1]) >= len(mesh.faces):
         return mesh
     out = replace(mesh, vertices=best[0], faces=best[1], scalars={})
@@ -72,7 +74,10 @@ def _to_error(mesh: Mesh, target: int, max_error_mm: float) -> Arrays:
     for step in range(7):
         middle = low if step == 0 else (low + high) / 2
         out = _quadric(arrays, round(np.exp(middle)))
-        good = out is not None and deviation(replace(mesh, vertices=out[0], faces=out[1], scalars={}), mesh)["max_mm"] <= max_error_mm
+        good = (
+            out is not None
+            and deviation(replace(mesh, vertices=out[0], faces=out[1], scalars={}), mesh)["max_mm"] <= max_error_mm
+        )
         if out is not None and good:
             best, high = out, middle
             if step == 0:

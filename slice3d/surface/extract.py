@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slice3d import anatomy
 from slice3d.findings import Finding
 from slice3d.mesh import Mesh
 from slice3d.progress import Progress, silent
 from slice3d.surface.contour import contour, keep_volume, snap
-from slice3d.surface.implicit import Field, implicit
-from slice3d.surface.region import crop, cut_finding
+from slice3d.surface.implicit import Field, cutoff_mm, implicit
+from slice3d.surface.region import Region, crop, cut_finding, cut_sides
 from slice3d.surface.settings import SurfaceSettings
 from slice3d.volume import Segmentation
-
-log = logging.getLogger(__name__)
 
 
 def surface(
@@ -27,34 +26,34 @@ def surface(
     settings: SurfaceSettings | None = None,
     progress: Progress = silent,
 ) -> Mesh:
-    """The surface of one structure in world RAS mm, closed, faces outwards.
+    """The surface of one structure in world RAS mm: closed, 2-manifold, faces outwards.
 
-    A structure without voxels gives an empty mesh with the finding `empty-structure`.
-    Raises `InputError` for a name the segmentation does not hold and for probabilities outside 0…1.
+    From the structure's probability map where there is one, else from its labels. A structure without voxels gives an
+    empty mesh with the finding `empty-structure`; one at the border of the scan is closed there with a finding.
+    `metadata` holds `voxel_volume_ml`, `volume_shift_mm` (along the normals, to keep the volume) and `cutoff_mm`.
+    Raises `InputError` for a name the segmentation does not hold, and for probabilities that are NaN or outside 0…1.
     """
     settings = settings or SurfaceSettings()
-    progress(f"surface of {structure}", 0.0)
-    color = anatomy.color(structure)
+    stage = f"surface of {structure}"
+    progress(stage, 0.0)
     region = crop(segmentation, structure, use_probabilities=settings.use_probabilities)
     if region is None:
         return empty(structure)
     field = implicit(region, settings)
-    field = Field(snap(field.values), field.factors, field.volume_mm3)
-    progress(f"surface of {structure}", 0.5)
-    vertices, faces = contour(field, region.grid)
+    progress(stage, 0.6)
+    vertices, faces = contour(Field(snap(field.values), field.factors, None), region.grid)
     shift = 0.0
     if settings.keep_volume and field.volume_mm3 is not None:
         vertices, shift = keep_volume(vertices, faces, field.volume_mm3)
-    found = cut_finding(structure, region)
-    progress(f"surface of {structure}", 1.0)
-    return Mesh(
-        vertices,
-        faces,
-        name=structure,
-        color=color,
-        findings=(found,) if found else (),
-        metadata={"voxel_volume_ml": None if field.volume_mm3 is None else field.volume_mm3 / 1000.0, "volume_shift_mm": shift},
-    )
+    metadata = {
+        "voxel_volume_ml": _voxel_volume(region) / 1000.0,
+        "volume_shift_mm": shift,
+        "cutoff_mm": None if region.probability is not None else cutoff_mm(region.grid, settings),
+        "source": "labels" if region.probability is None else "probability",
+    }
+    mesh = _finish(structure, vertices, faces, settings, cut_finding(structure, region), metadata)
+    progress(stage, 1.0)
+    return mesh
 
 
 def surfaces(
@@ -64,20 +63,98 @@ def surfaces(
     settings: SurfaceSettings | None = None,
     progress: Progress = silent,
 ) -> dict[str, Mesh]:
-    """The surfaces of several structures (default: all) by name."""
-    names = list(structures if structures is not None else segmentation.structures)
-    return {name: surface(segmentation, name, settings=settings, progress=progress) for name in names}
+    """The surfaces of several structures (default: all), by name.
+
+    Plain labels are done in one pass and share their interfaces: neighbours meet without gap or overlap. Groups,
+    structures with a probability map, and everything when `settings.shared_interfaces` is off, are done one by one.
+    """
+    settings = settings or SurfaceSettings()
+    names = list(dict.fromkeys(segmentation.structures if structures is None else structures))
+    plain = {name: segmentation.values(name)[0] for name in names if _is_plain(segmentation, name, settings)}
+    together = _together(segmentation, plain, settings, progress) if len(plain) > 1 else {}
+    out = {}
+    for name in names:
+        out[name] = (
+            together[name] if name in together else surface(segmentation, name, settings=settings, progress=progress)
+        )
+    return out
+
+
+def _is_plain(segmentation: Segmentation, name: str, settings: SurfaceSettings) -> bool:
+    values = segmentation.values(name)
+    mapped = settings.use_probabilities and name in segmentation.probabilities
+    return settings.shared_interfaces and len(values) == 1 and name not in segmentation.groups and not mapped
+
+
+def _together(
+    segmentation: Segmentation, plain: Mapping[str, int], settings: SurfaceSettings, progress: Progress
+) -> dict[str, Mesh]:
+    from slice3d.surface.multilabel import network
+
+    net = network(segmentation, sorted(plain.values()), progress=progress)
+    if net is None:
+        return {name: empty(name) for name in plain}
+    count = np.bincount(
+        segmentation.labels.reshape(-1, order="K").astype(np.int64).clip(0), minlength=max(plain.values()) + 1
+    )
+    sides = cut_sides(segmentation.labels)
+    out = {}
+    for n, (name, value) in enumerate(plain.items()):
+        progress("shared surfaces", 0.8 + 0.2 * n / len(plain))
+        if not count[value]:
+            out[name] = empty(name)
+            continue
+        vertices, faces = net.part(value)
+        milliliters = float(count[value]) * segmentation.grid.voxel_volume_mm3 / 1000.0
+        metadata = {"voxel_volume_ml": milliliters, "source": "labels", "shared_interfaces": True}
+        out[name] = _finish(name, vertices, faces, settings, cut_finding(name, sides.get(value, ())), metadata)
+    progress("shared surfaces", 1.0)
+    return out
+
+
+def _finish(
+    name: str,
+    vertices: NDArray[np.float64],
+    faces: NDArray[np.int64],
+    settings: SurfaceSettings,
+    finding: Finding | None,
+    metadata: Mapping[str, Any],
+) -> Mesh:
+    """Small parts removed and triangles reduced, as asked for, with what that cost as findings."""
+    from slice3d.surface.decimate import decimate
+    from slice3d.surface.repair import remove_small
+
+    findings = [finding] if finding else []
+    if settings.min_fragment_mm3 or settings.min_cavity_mm3:
+        vertices, faces, fragments, cavities = remove_small(
+            vertices, faces, fragment_mm3=settings.min_fragment_mm3, cavity_mm3=settings.min_cavity_mm3
+        )
+        for what, gone in (("fragments", fragments), ("cavities", cavities)):
+            if gone:
+                text = f"{name}: {len(gone)} {what} of {sum(gone):.0f} mm³ in all were removed"
+                findings.append(
+                    Finding(f"small-{what}-removed", text, "info", {"volumes_mm3": [round(v, 2) for v in gone]})
+                )
+    mesh = Mesh(
+        vertices, faces, name=name, color=anatomy.color(name), findings=tuple(findings), metadata=dict(metadata)
+    )
+    if settings.target_triangles is not None or settings.max_error_mm is not None:
+        mesh = decimate(mesh, target_triangles=settings.target_triangles, max_error_mm=settings.max_error_mm)
+    return mesh
+
+
+def _voxel_volume(region: Region) -> float:
+    values = region.mask if region.probability is None else region.probability
+    inner = tuple(
+        slice(int(np.ceil(max(low, 0))), int(np.floor(min(high, size))) + 1)
+        for low, high, size in zip(region.limits[0], region.limits[1], values.shape, strict=True)
+    )
+    return float(values[inner].sum(dtype=np.float64)) * region.grid.voxel_volume_mm3
 
 
 def empty(structure: str) -> Mesh:
     """An empty mesh that says so."""
-    finding = Finding(
-        "empty-structure", f"{structure} has no voxels in this segmentation; its surface is empty", "warning"
-    )
-    return Mesh(
-        np.zeros((0, 3)),
-        np.zeros((0, 3), dtype=np.int64),
-        name=structure,
-        color=anatomy.color(structure),
-        findings=(finding,),
-    )
+    text = f"{structure} has no voxels in this segmentation; its surface is empty"
+    finding = Finding("empty-structure", text, details={"structure": structure})
+    nothing = np.zeros((0, 3), dtype=np.int64)
+    return Mesh(nothing, nothing, name=structure, color=anatomy.color(structure), findings=(finding,))

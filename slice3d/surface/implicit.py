@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slice3d.grid import Grid
 from slice3d.surface.fractions import fraction, is_partial_volume, plane_distance
 from slice3d.surface.region import Region
 from slice3d.surface.settings import SurfaceSettings
@@ -45,7 +46,11 @@ def implicit(region: Region, settings: SurfaceSettings) -> Field:
     elif not is_partial_volume(region.probability):
         values = _logit(region.probability)
     else:
-        values = planes(region.probability, spacing) if factors.max() == 1 else consistent(region.probability, spacing, factors)
+        values = (
+            planes(region.probability, spacing)
+            if factors.max() == 1
+            else consistent(region.probability, spacing, factors)
+        )
     if values.shape == region.mask.shape:
         values = refine_all(values, factors)
     volume = _volume(region, values, factors)
@@ -79,9 +84,14 @@ def _counting_error(mask: NDArray[np.bool_], axis: int) -> float:
     return float(np.sqrt(variance) / area.sum())
 
 
+def cutoff_mm(grid: Grid, settings: SurfaceSettings) -> float:
+    """The wavelength in mm at which ripples of a surface from labels keep half their height."""
+    return 4.0 * min(grid.spacing_mm) if settings.smoothing_mm is None else settings.smoothing_mm
+
+
 def _from_labels(region: Region, settings: SurfaceSettings, factors: NDArray[Any]) -> Array:
     spacing = np.asarray(region.grid.spacing_mm)
-    cutoff = 4.0 * float(spacing.min()) if settings.smoothing_mm is None else settings.smoothing_mm
+    cutoff = cutoff_mm(region.grid, settings)
     if cutoff == 0:
         return region.mask.astype(np.float32) - np.float32(0.5)
     if factors.max() > 1:

@@ -46,24 +46,20 @@ def _neighbours(low: NDArray[np.float64], high: NDArray[np.float64]) -> Pairs:
     extent_cells = cell.max(axis=0) + 1
     key = (cell[:, 0] * extent_cells[1] + cell[:, 1]) * extent_cells[2] + cell[:, 2]
     order = np.argsort(key, kind="stable")
-    key, owner = key[order], owner[order]
-    low32, high32 = low[owner], high[owner]
+    key, owner, cell = key[order], owner[order], cell[order]
     found = []
     for shift in range(1, len(key)):
-        same = np.flatnonzero(key[shift:] == key[:-shift])
-        if not len(same):
+        at = np.flatnonzero(key[shift:] == key[:-shift])
+        if not len(at):
             break
-        overlap = np.ones(len(same), dtype=bool)
+        a, b = owner[at], owner[at + shift]
+        keep = np.ones(len(at), dtype=bool)
         for axis in range(3):
-            overlap &= low32[same, axis] <= high32[same + shift, axis]
-            overlap &= low32[same + shift, axis] <= high32[same, axis]
-        same = same[overlap]
-        a, b = owner[same], owner[same + shift]
-        found.append(np.unique(np.minimum(a, b) * len(low) + np.maximum(a, b)))
-    if not found:
-        return np.zeros((0, 2), dtype=np.int64)
-    pair = np.unique(np.concatenate(found))
-    return np.stack([pair // len(low), pair % len(low)], axis=1)
+            keep &= (low[a, axis] <= high[b, axis]) & (low[b, axis] <= high[a, axis])
+            # Two boxes share several cells: they are reported in the first one only.
+            keep &= cell[at, axis] == np.maximum(first[a, axis], first[b, axis])
+        found.append(np.stack([a[keep], b[keep]], axis=1))
+    return np.concatenate(found) if found else np.zeros((0, 2), dtype=np.int64)
 
 
 def _pierces(start: NDArray[np.float64], end: NDArray[np.float64], triangle: NDArray[np.float64]) -> NDArray[np.bool_]:

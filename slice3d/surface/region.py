@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,14 +96,24 @@ def _check_probability(structure: str, probability: NDArray[Any]) -> None:
         raise InputError(f"probability of {structure} runs from {low:.3g} to {high:.3g}; expected 0 to 1; rescale it")
 
 
-def cut_finding(structure: str, region: Region) -> Finding | None:
+def cut_sides(labels: NDArray[Any]) -> dict[int, list[tuple[int, int]]]:
+    """For each label value, the (axis, 0 first / 1 last) faces of the scan that it touches."""
+    out: dict[int, list[tuple[int, int]]] = {}
+    for axis in range(3):
+        for end, at in ((0, 0), (1, -1)):
+            for value in np.unique(np.take(labels, at, axis=axis)):
+                out.setdefault(int(value), []).append((axis, end))
+    return out
+
+
+def cut_finding(structure: str, where: Region | Sequence[tuple[int, int]]) -> Finding | None:
     """The sentence that a surface was closed where the scan ended."""
-    if not region.cut:
+    cut = where.cut if isinstance(where, Region) else where
+    if not cut:
         return None
-    sides = [f"{_FACES[end]} {'ijk'[axis]} slice" for axis, end in region.cut]
-    return Finding(
-        "closed-at-field-of-view",
+    sides = [f"{_FACES[end]} {'ijk'[axis]} slice" for axis, end in cut]
+    text = (
         f"{structure} reaches the border of the field of view ({', '.join(sides)}) and was closed there by a flat face; "
-        "its true extent is unknown",
-        details={"sides": sides},
+        "its true extent is unknown"
     )
+    return Finding("closed-at-field-of-view", text, details={"sides": sides})

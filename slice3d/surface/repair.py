@@ -29,26 +29,37 @@ def repair(mesh: Mesh) -> Mesh:
     """
     require_faces(mesh, "repair")
     done: list[str] = []
-    vertices, faces = _weld(mesh.vertices, mesh.faces, done)
-    vertices, faces = _drop_bad_faces(vertices, faces, done)
-    vertices, faces = _separate(vertices, faces, done)
-    faces = _orient(vertices, faces, done)
-    vertices, faces = _fill_holes(vertices, faces, done)
-    faces = _outward(vertices, faces, done)
+    vertices, faces = _local_steps(mesh.vertices, mesh.faces, done)
     if not len(faces):
         raise QualityError(
             f"{mesh.name or 'the mesh'} has no face left after repair; expected a solid; remesh it instead"
         )
     if len(self_intersections(vertices, faces)):
         vertices, faces = _resolve_crossings(vertices, faces, done)
-    vertices, faces, kept = topology.compact(vertices, faces)
+    vertices, faces, _ = topology.compact(vertices, faces)
     if not done:
         return mesh
     finding = Finding(
         "mesh-repaired", f"{mesh.name or 'mesh'} was repaired: {', '.join(done)}", details={"steps": done}
     )
-    del kept
     return replace(mesh, vertices=vertices, faces=faces, scalars={}, findings=(*mesh.findings, finding))
+
+
+def repair_local(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Arrays:
+    """The steps of `repair` that touch only the faces concerned: all but the crossing parts."""
+    vertices, faces = _local_steps(vertices, faces, [])
+    vertices, faces, _ = topology.compact(vertices, faces)
+    return vertices, faces
+
+
+def _local_steps(vertices: NDArray[np.float64], faces: NDArray[np.int64], done: list[str]) -> Arrays:
+    vertices, faces = _weld(vertices, faces, done)
+    vertices, faces = _drop_bad_faces(vertices, faces, done)
+    vertices, faces = _separate(vertices, faces, done)
+    faces = _orient(vertices, faces, done)
+    vertices, faces = _fill_holes(vertices, faces, done)
+    faces = _outward(vertices, faces, done)
+    return vertices, faces
 
 
 def _weld(vertices: NDArray[np.float64], faces: NDArray[np.int64], done: list[str]) -> Arrays:
@@ -167,7 +178,9 @@ def _fill_holes(vertices: NDArray[np.float64], faces: NDArray[np.int64], done: l
     start = faces.reshape(-1)[lone]
     end = np.roll(faces, -1, axis=1).reshape(-1)[lone]
     following = dict(zip(end.tolist(), start.tolist(), strict=True))
-    added_vertices, added_faces, holes = [], [], 0
+    added_vertices: list[NDArray[np.float64]] = []
+    added_faces: list[tuple[int, int, int]] = []
+    holes = 0
     while following:
         first = next(iter(following))
         loop = [first]

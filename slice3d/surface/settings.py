@@ -22,6 +22,8 @@ class SurfaceSettings:
     max_error_mm: decimate as far as the surface moves by no more than this; None keeps all triangles.
     target_triangles: decimate to about this many triangles; None keeps all. With both, whichever stops first.
 
+    shared_interfaces: let `surfaces` make all plain labels in one pass, so that neighbours meet without gap or overlap.
+
     Raises `InputError` for negative or non-finite numbers.
     """
 
@@ -33,6 +35,7 @@ class SurfaceSettings:
     min_cavity_mm3: float = 0.0
     max_error_mm: float | None = None
     target_triangles: int | None = None
+    shared_interfaces: bool = True
 
     def __post_init__(self) -> None:
         for name in ("smoothing_mm", "resolution_mm", "min_fragment_mm3", "min_cavity_mm3", "max_error_mm"):

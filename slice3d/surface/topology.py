@@ -165,3 +165,45 @@ def pair_edges(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
                 join_b.append(around[m])
     fans = _fans(faces, len(vertices), extra=(np.asarray(join_a, dtype=np.int64), np.asarray(join_b, dtype=np.int64)))
     return vertices[fans.vertex], fans.of_corner.reshape(-1, 3)
+
+
+def split_by_owner(vertices: Vertices, faces: Faces, owner: NDArray[np.int64]) -> tuple[Vertices, Faces]:
+    """Divides edges with more than two faces so that faces of one owner stay together, then vertices with several fans.
+
+    owner: (M,) the voxel that each face bounds from outside. Two voxels that touch only along an edge come apart there.
+    """
+    half = edges(faces, len(vertices))
+    at = np.flatnonzero(half.count[half.of_half] > 2)
+    if not len(at) and not len(nonmanifold_vertices(faces, len(vertices))):
+        return vertices, faces
+    rising = faces.reshape(-1)[at] < np.roll(faces, -1, axis=1).reshape(-1)[at]
+    order = np.lexsort((rising, owner[at // 3], half.of_half[at]))
+    at, rising = at[order], rising[order]
+    same = (half.of_half[at[1:]] == half.of_half[at[:-1]]) & (owner[at[1:] // 3] == owner[at[:-1] // 3])
+    pair = np.flatnonzero(same & (rising[1:] != rising[:-1]))
+    fans = _fans(faces, len(vertices), extra=(at[pair], at[pair + 1]))
+    return _split_edges(vertices[fans.vertex], fans.of_corner.reshape(-1, 3), owner)
+
+
+def _split_edges(vertices: Vertices, faces: Faces, owner: NDArray[np.int64]) -> tuple[Vertices, Faces]:
+    """Puts an own middle vertex on an edge that two owners share although both its ends are single fans."""
+    half = edges(faces, len(vertices))
+    new_vertices, new_faces, gone = [], [], set()
+    for edge in np.flatnonzero(half.count > 2):
+        halves = np.flatnonzero(half.of_half == edge)
+        for one in np.unique(owner[halves // 3])[1:]:
+            middle = len(vertices) + len(new_vertices)
+            mine = halves[owner[halves // 3] == one]
+            a, b = faces[mine[0] // 3, mine[0] % 3], faces[mine[0] // 3, (mine[0] + 1) % 3]
+            new_vertices.append((vertices[a] + vertices[b]) / 2.0)
+            for h in mine:
+                face = faces[h // 3]
+                start, end, across = face[h % 3], face[(h + 1) % 3], face[(h + 2) % 3]
+                if int(h // 3) in gone:
+                    continue
+                gone.add(int(h // 3))
+                new_faces += [(start, middle, across), (middle, end, across)]
+    if not new_faces:
+        return vertices, faces
+    kept = np.delete(faces, sorted(gone), axis=0)
+    return np.concatenate([vertices, new_vertices]), np.concatenate([kept, np.asarray(new_faces, dtype=np.int64)])

@@ -75,7 +75,7 @@ def image(
     out.file_meta.MediaStorageSOPClassUID = out.SOPClassUID
     out.file_meta.MediaStorageSOPInstanceUID = out.SOPInstanceUID
     out.StudyInstanceUID, out.SeriesInstanceUID = study, series
-    out.FrameOfReferenceUID = study
+    out.FrameOfReferenceUID = generate_uid(entropy_srcs=[study, "frame"])
     out.PatientName, out.PatientID, out.PatientBirthDate, out.PatientSex = "Secret^Person", "ID-12345", "19700102", "O"
     out.StudyDate, out.StudyTime, out.StudyID, out.AccessionNumber = "20200102", "101112", "1", ""
     out.ReferringPhysicianName, out.Manufacturer = "", "ACME"

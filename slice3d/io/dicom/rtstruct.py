@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from slice3d.errors import GeometryError, InputError, Slice3DError
 from slice3d.findings import Finding
 from slice3d.grid import Grid
 from slice3d.io.dicom.geometry import LPS_TO_RAS, POSITION_TOLERANCE_MM
-from slice3d.io.files import FileRef
+from slice3d.io.files import FileRef, quiet
 from slice3d.io.layers import combine
 from slice3d.volume import Segmentation, Volume
 
@@ -53,8 +52,7 @@ def load_rtstruct(file: FileRef, *, reference: Volume | None, near: Path) -> Seg
 def _read(file: FileRef) -> Any:
     import pydicom
 
-    with file.open() as stream, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with file.open() as stream, quiet():
         try:
             dataset = pydicom.dcmread(stream, force=True)
             if not dataset.get("StructureSetROISequence"):

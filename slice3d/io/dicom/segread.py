@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from slice3d.io.dicom.geometry import POSITION_TOLERANCE_MM, Layout
 from slice3d.io.dicom.elements import Elements
 from slice3d.io.dicom.header import Header
 from slice3d.io.dicom.planes import Target, measure, own_target, place, reference_target
+from slice3d.io.files import quiet
 from slice3d.io.layers import combine
 from slice3d.volume import Segmentation, Volume
 
@@ -48,8 +48,7 @@ def _load_seg(header: Header, names: Mapping[int, str] | None, reference: Volume
     import pydicom
 
     label = header.file.name
-    with header.file.open() as stream, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with header.file.open() as stream, quiet():
         try:
             dataset = pydicom.dcmread(stream, force=True)
             frames = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])

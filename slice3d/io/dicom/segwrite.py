@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +13,8 @@ from slice3d import anatomy
 from slice3d.errors import InputError
 from slice3d.io.dicom.geometry import LPS_TO_RAS
 from slice3d.io.dicom.source import DicomSource
-from slice3d.io.files import atomic
+from slice3d.io.dicom.patient import repair_patient
+from slice3d.io.files import atomic, quiet
 from slice3d.io.terms import Code, category_of, laterality_of, type_of
 from slice3d.volume import Segmentation, Volume
 
@@ -64,8 +63,7 @@ def _build(segmentation: Segmentation, origin: DicomSource, images: list[Any], n
     from highdicom.seg import Segmentation as DicomSegmentation
     from highdicom.seg import SegmentationTypeValues
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return DicomSegmentation(
             source_images=images,
             pixel_array=_in_file_order(_pixels(segmentation, origin, names, kind), origin, images),
@@ -131,7 +129,7 @@ def _source_images(origin: DicomSource) -> list[Any]:
         for keyword in _NEEDED:
             if keyword not in image:
                 setattr(image, keyword, "")
-        _repair_patient(image)
+        repair_patient(image)
         _measured_geometry(image, origin)
     return images
 
@@ -146,23 +144,6 @@ _NEEDED = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
     "ReferringPhysicianName", "StudyID",
 )  # fmt: skip
-
-
-def _repair_patient(image: Any) -> None:
-    """Invalid values that would be copied into a result are dropped; de-identified files often carry some."""
-    if "PatientAge" in image and not re.fullmatch(r"\d{3}[DWMY]", str(image.PatientAge or "")):
-        del image.PatientAge
-    if "DeidentificationMethod" in image and not image.DeidentificationMethod:
-        image.DeidentificationMethod = "not stated by the source images"
-    for keyword, pattern in (
-        ("StudyDate", r"\d{8}"),
-        ("PatientBirthDate", r"\d{8}"),
-        ("StudyTime", r"\d{2,6}(\.\d{1,6})?"),
-    ):
-        if image.get(keyword) and not re.fullmatch(pattern, str(image.get(keyword))):
-            setattr(image, keyword, "")
-    if str(image.get("PatientSex") or "") not in ("", "M", "F", "O"):
-        image.PatientSex = ""
 
 
 def _measured_geometry(image: Any, origin: DicomSource) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import secrets
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import slice3d
 from slice3d.errors import InputError
 from slice3d.io.dicom.geometry import LPS_TO_RAS
 from slice3d.io.dicom.source import DicomSource
+from slice3d.io.dicom.patient import repair_patient
+from slice3d.io.files import quiet
 from slice3d.volume import Volume
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -26,7 +27,8 @@ _KEPT = (
     "SpecificCharacterSet", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyInstanceUID",
     "StudyID", "StudyDescription", "Manufacturer", "ManufacturerModelName", "BodyPartExamined", "PatientPosition",
     "FrameOfReferenceUID", "PositionReferenceIndicator", "KVP", "ScanningSequence", "SequenceVariant", "ScanOptions",
-    "MRAcquisitionType", "RepetitionTime", "EchoTime", "EchoTrainLength", "MagneticFieldStrength", "Laterality",
+    "MRAcquisitionType", "RepetitionTime", "EchoTime", "EchoTrainLength", "InversionTime",
+    "MagneticFieldStrength", "Laterality", "PatientIdentityRemoved", "DeidentificationMethod",
 )  # fmt: skip
 
 
@@ -77,8 +79,7 @@ def _write_all(volume: Volume, origin: DicomSource, modality: str, folder: Path)
     slope, intercept, stored = _stored(volume, modality)
     lps = LPS_TO_RAS @ volume.grid.affine
     directions = lps[:3, :3] / np.array(volume.grid.spacing_mm)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         for k in range(volume.grid.shape[2]):
             dataset = copy.deepcopy(template)
             dataset.SOPInstanceUID = generate_uid()
@@ -102,8 +103,7 @@ def _write_all(volume: Volume, origin: DicomSource, modality: str, folder: Path)
 def _ds(value: float) -> str:
     from pydicom.valuerep import format_number_as_ds
 
-    text = format_number_as_ds(float(value))
-    return text
+    return str(format_number_as_ds(float(value)))
 
 
 def _template(original: Any, modality: str) -> Any:
@@ -114,9 +114,10 @@ def _template(original: Any, modality: str) -> Any:
     for element in original:
         if element.tag.group in _KEPT_GROUPS or element.keyword in _KEPT:
             out.add(copy.deepcopy(element))
+    repair_patient(out)
     for keyword in (
         "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
-        "ReferringPhysicianName", "StudyID", "Manufacturer", "PositionReferenceIndicator", "PatientPosition",
+        "ReferringPhysicianName", "StudyID", "Manufacturer", "PositionReferenceIndicator", "PatientPosition", "Laterality",
     ):  # fmt: skip
         if keyword not in out:
             setattr(out, keyword, "")
@@ -141,12 +142,16 @@ def _template(original: Any, modality: str) -> Any:
             if keyword not in out:
                 setattr(out, keyword, None)
     else:
+        if "IR" not in str(out.get("ScanningSequence", "")) and "InversionTime" in out:
+            del out.InversionTime
         for keyword, value in (
             ("ScanningSequence", "RM"), ("SequenceVariant", "NONE"), ("ScanOptions", ""), ("MRAcquisitionType", ""),
             ("RepetitionTime", None), ("EchoTime", None), ("EchoTrainLength", None),
         ):  # fmt: skip
             if keyword not in out:
                 setattr(out, keyword, value)
+        if "IR" in out.ScanningSequence and "InversionTime" not in out:
+            out.InversionTime = None
     return out
 
 

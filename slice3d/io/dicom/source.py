@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from slice3d.grid import Grid
 from slice3d.io.dicom.stacks import Stack
-from slice3d.io.files import FileRef, Opener
+from slice3d.io.files import FileRef, Opener, quiet
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +35,10 @@ class DicomSource:
 
     def datasets(self) -> list[Any]:
         """The header of every file (pixels left out), once per file, in slice order."""
-        import warnings
-
         import pydicom
 
         seen: dict[FileRef, Any] = {}
-        with Opener() as opener, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with Opener() as opener, quiet():
             for item in self.slices:
                 if item.file not in seen:
                     with opener.open(item.file) as stream:

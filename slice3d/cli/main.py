@@ -9,9 +9,16 @@ from typing import Annotated
 import typer
 
 from slice3d import __version__
-from slice3d.cli import console
+from slice3d.cli import console, models
+from slice3d.cli.batch import batch
+from slice3d.cli.deidentify import deidentify
 from slice3d.cli.info import info
+from slice3d.cli.push import push
+from slice3d.cli.sample import sample
 from slice3d.cli.segment import segment
+from slice3d.cli.train import train
+from slice3d.cli.upsample import upsample
+from slice3d.cli.watch import watch
 from slice3d.errors import Slice3DError
 
 app = typer.Typer(
@@ -21,8 +28,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("segment")(segment)
-app.command("info")(info)
+for _command in (segment, info, upsample, sample, train):
+    app.command()(_command)
+for _command in (batch, watch, push, deidentify):
+    app.command(rich_help_panel="Cohorts and archives")(_command)
+app.add_typer(models.app, name="models")
 
 
 def _show_version(wanted: bool) -> None:

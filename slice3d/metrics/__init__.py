@@ -25,12 +25,14 @@ _PUBLIC = {
     "volume_difference_ml": "overlap",
     "volume_ml": "overlap",
     "boundary_iou": "overlap",
+    "components": "topology",
 }
 
 __all__ = [*_PUBLIC]
 
 if TYPE_CHECKING:
     from slice3d.metrics.table import evaluate as evaluate
+    from slice3d.metrics.topology import components as components
 
 
 def __getattr__(name: str) -> Any:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from slice3d.errors import InputError
+from slice3d.errors import GeometryError, InputError
 from slice3d.grid import Grid
 from slice3d.metrics.overlap import as_masks
 
 CONVENTIONS = ("mesh", "deepmind", "monai", "simpleitk", "nnunet")
+
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Convention:
     """How a surface is defined and what is computed on it.
 
-    name: `"mesh"` (default), `"deepmind"`, `"monai"`, `"simpleitk"` or `"nnunet"`.
+    name: `"mesh"` (default, true surfaces), or whose number to reproduce: `"deepmind"` (surface-distance), `"monai"`,
+    `"simpleitk"`, `"nnunet"` (voxel borders, as MedPy computes them).
     percentiles: the percentiles of the Hausdorff distance to report, each 0 < p ≤ 100.
     boundary_mm: width of the band of boundary IoU; None takes the tolerance of the NSD.
     """
@@ -33,24 +37,32 @@ class Convention:
             raise InputError(f"convention is {self.name!r}; expected one of {', '.join(CONVENTIONS)}")
         object.__setattr__(self, "percentiles", tuple(float(p) for p in self.percentiles))
         for p in self.percentiles:
-            if not 0 < p <= 100:
-                raise InputError(f"percentile is {p}; expected more than 0 and at most 100")
+            check_percentile(p)
         if self.boundary_mm is not None and not (math.isfinite(self.boundary_mm) and self.boundary_mm > 0):
             raise InputError(f"boundary width is {self.boundary_mm} mm; expected a positive number")
+
+    @classmethod
+    def of(cls, convention: str | Convention) -> Convention:
+        """A convention by name, or itself."""
+        return convention if isinstance(convention, Convention) else cls(convention)
 
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
     """Distances from each element of one surface to the other surface.
 
-    to_reference_mm, weights: (N,) from the elements of the prediction's surface, and their areas (or ones).
-    to_prediction_mm, reference_weights: (M,) from the elements of the reference's surface.
+    to_reference_mm, weights: (N,) from the elements of the prediction's surface, and their areas in mm² (or ones).
+    to_prediction_mm, reference_weights: (M,) the same from the reference's surface.
+    convention: whose rules for percentiles and means apply. set_hausdorff_mm: the maximum where it is not that of the
+    elements (SimpleITK compares whole voxel sets).
     """
 
     to_reference_mm: NDArray[np.float64]
     weights: NDArray[np.float64]
     to_prediction_mm: NDArray[np.float64]
     reference_weights: NDArray[np.float64]
+    convention: str = "mesh"
+    set_hausdorff_mm: float | None = None
 
     @property
     def undefined(self) -> float | None:
@@ -64,41 +76,121 @@ class SurfaceDistances:
 def surface_distances(
     prediction: ArrayLike, reference: ArrayLike, grid: Grid, *, convention: str | Convention = "mesh"
 ) -> SurfaceDistances:
-    """Measure both directed surface distances between two masks on `grid`."""
+    """Measure both directed surface distances between two masks on `grid`.
+
+    In the default convention the surfaces are smoothed surface nets (`slice3d.metrics.border.mask_surface`), distances
+    run from their vertices to the nearest point of the other's triangles (exact), and weights are areas. Raises
+    `InputError` for masks of different shapes or not boolean, `GeometryError` for a voxel convention on a sheared
+    grid.
+    """
     a, b = as_masks(prediction, reference)
-    return _mesh_distances(a, b, grid)
+    if a.shape != grid.shape:
+        raise GeometryError(f"the masks have shape {a.shape}, the grid {grid.shape}; expected the same")
+    return crop_distances(a, b, grid, Convention.of(convention).name)
+
+
+def crop_distances(a: Mask, b: Mask, grid: Grid, convention: str, *, threads: int = 2) -> SurfaceDistances:
+    """`surface_distances` of cropped masks: of `grid`, only the steps and which axes are one slice matter."""
+    if convention != "mesh":
+        return _voxel_distances(a, b, grid, convention)
+    from slice3d.metrics.border import distances_mm, mask_surface
+
+    steps = grid.affine[:3, :3]
+    flat = tuple(axis for axis in range(3) if grid.shape[axis] == 1)
+    with ThreadPoolExecutor(threads) as pool:
+        one, other = pool.map(lambda mask: mask_surface(mask, steps, flat_axes=flat), (a, b))
+        if not len(one.faces) or not len(other.faces):
+            return _nowhere(one.areas_mm2, other.areas_mm2)
+        there = pool.submit(distances_mm, one.points, other)
+        back = pool.submit(distances_mm, other.points, one)
+        return SurfaceDistances(there.result(), one.areas_mm2, back.result(), other.areas_mm2)
+
+
+def _nowhere(weights: NDArray[np.float64], reference_weights: NDArray[np.float64]) -> SurfaceDistances:
+    return SurfaceDistances(
+        np.full(len(weights), np.inf), weights, np.full(len(reference_weights), np.inf), reference_weights
+    )
+
+
+def _voxel_distances(a: Mask, b: Mask, grid: Grid, convention: str) -> SurfaceDistances:
+    from slice3d.metrics import conventions
+
+    if not grid.is_orthogonal:
+        raise GeometryError(
+            f"the grid's axes are not at right angles, which convention {convention!r} assumes; use convention='mesh'"
+        )
+    spacing = np.asarray(grid.spacing_mm)
+    elements = conventions.cell_elements if convention == "deepmind" else conventions.border_elements
+    (pa, wa), (pb, wb) = elements(a, spacing), elements(b, spacing)
+    if not len(pa) or not len(pb):
+        return replace(_nowhere(wa, wb), convention=convention)
+    ta, tb = (conventions.wide_border(m, spacing) for m in (a, b)) if convention == "simpleitk" else (pa, pb)
+    there, back = conventions.nearest_mm(pa, tb), conventions.nearest_mm(pb, ta)
+    whole = conventions.set_hausdorff_mm(a, b, spacing) if convention == "simpleitk" else None
+    return SurfaceDistances(there, wa, back, wb, convention, whole)
 
 
 def hausdorff_mm(distances: SurfaceDistances, *, percentile: float = 100.0) -> float:
-    """Hausdorff distance, or its robust form: the larger of the two directed, area-weighted percentiles."""
+    """Hausdorff distance, max(P(d(A→B)), P(d(B→A))), with P the maximum or a percentile weighted by surface area.
+
+    The p-th weighted percentile is the smallest distance that p % of the surface's area does not exceed. MONAI takes
+    the unweighted, linearly interpolated percentile of each direction; nnU-Net/MedPy and SimpleITK that of both
+    together.
+    Unit: mm. Range: 0…∞, lower is better. Both empty: NaN. One empty: ∞. No overlap: as measured.
+    Reference: Huttenlocher et al., IEEE PAMI 15 (1993) 850–863; weighted: Nikolov et al., JMIR 23 (2021) e26151.
+    """
+    check_percentile(percentile)
     if distances.undefined is not None:
         return distances.undefined
+    d = distances
+    if percentile == 100.0:
+        if d.set_hausdorff_mm is not None:
+            return d.set_hausdorff_mm
+        return float(max(d.to_reference_mm.max(), d.to_prediction_mm.max()))
+    if d.convention == "monai":
+        return float(max(np.percentile(x, percentile) for x in (d.to_reference_mm, d.to_prediction_mm)))
+    if d.convention in ("nnunet", "simpleitk"):
+        return float(np.percentile(np.concatenate([d.to_reference_mm, d.to_prediction_mm]), percentile))
     return max(
-        _weighted_percentile(distances.to_reference_mm, distances.weights, percentile),
-        _weighted_percentile(distances.to_prediction_mm, distances.reference_weights, percentile),
+        _weighted_percentile(d.to_reference_mm, d.weights, percentile),
+        _weighted_percentile(d.to_prediction_mm, d.reference_weights, percentile),
     )
 
 
 def assd_mm(distances: SurfaceDistances) -> float:
-    """Average symmetric surface distance: the mean over both surfaces together."""
+    """Average symmetric surface distance, (∫_A d(·,B) + ∫_B d(·,A)) / (area A + area B): the mean over both surfaces.
+
+    nnU-Net/MedPy call the mean of the two directed means ASSD; `convention="nnunet"` follows them.
+    Unit: mm. Range: 0…∞, lower is better. Both empty: NaN. One empty: ∞. No overlap: as measured.
+    Reference: Heimann et al., IEEE TMI 28 (2009) 1251–1265.
+    """
     if distances.undefined is not None:
         return distances.undefined
+    if distances.convention == "nnunet":
+        return masd_mm(distances)
     total = distances.to_reference_mm @ distances.weights + distances.to_prediction_mm @ distances.reference_weights
     return float(total / (distances.weights.sum() + distances.reference_weights.sum()))
 
 
 def masd_mm(distances: SurfaceDistances) -> float:
-    """Mean average surface distance: the mean of the two directed means."""
+    """Mean average surface distance, (mean over A of d(·,B) + mean over B of d(·,A)) / 2, area-weighted means.
+
+    Unit: mm. Range: 0…∞, lower is better. Both empty: NaN. One empty: ∞. No overlap: as measured.
+    Reference: Maier-Hein et al., Metrics reloaded, Nature Methods 21 (2024) 195–212.
+    """
     if distances.undefined is not None:
         return distances.undefined
-    return float(
-        np.average(distances.to_reference_mm, weights=distances.weights) / 2
-        + np.average(distances.to_prediction_mm, weights=distances.reference_weights) / 2
-    )
+    there = distances.to_reference_mm @ distances.weights / distances.weights.sum()
+    back = distances.to_prediction_mm @ distances.reference_weights / distances.reference_weights.sum()
+    return float((there + back) / 2)
 
 
 def nsd(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
-    """Normalised surface Dice: the part of both surfaces that lies within `tolerance_mm` of the other."""
+    """Normalised surface Dice: (area of A within τ of B + area of B within τ of A) / (area A + area B).
+
+    Unit: none. Range: 0…1, higher is better. Both empty: NaN. One empty: 0. No overlap: as measured.
+    Reference: Nikolov et al., JMIR 23 (2021) e26151.
+    """
     check_tolerance(tolerance_mm)
     if distances.undefined is not None:
         return math.nan if math.isnan(distances.undefined) else 0.0
@@ -113,32 +205,14 @@ def check_tolerance(tolerance_mm: float) -> None:
         raise InputError(f"tolerance is {tolerance_mm} mm; expected a finite number of at least 0")
 
 
+def check_percentile(percentile: float) -> None:
+    """Raise `InputError` unless 0 < percentile ≤ 100."""
+    if not 0 < percentile <= 100:
+        raise InputError(f"percentile is {percentile}; expected more than 0 and at most 100")
+
+
 def _weighted_percentile(values: NDArray[np.float64], weights: NDArray[np.float64], percentile: float) -> float:
-    if percentile >= 100:
-        return float(values.max())
     order = np.argsort(values)
     share = np.cumsum(weights[order])
     index = int(np.searchsorted(share, share[-1] * percentile / 100.0))
     return float(values[order[min(index, len(order) - 1)]])
-
-
-def _mesh_distances(a: NDArray[np.bool_], b: NDArray[np.bool_], grid: Grid) -> SurfaceDistances:
-    from scipy.spatial import cKDTree
-
-    (pa, wa), (pb, wb) = _surface(a, grid), _surface(b, grid)
-    if not len(pa) or not len(pb):
-        return SurfaceDistances(np.full(len(pa), np.inf), wa, np.full(len(pb), np.inf), wb)
-    return SurfaceDistances(cKDTree(pb).query(pa)[0], wa, cKDTree(pa).query(pb)[0], wb)
-
-
-def _surface(mask: NDArray[np.bool_], grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    from skimage.measure import marching_cubes
-
-    if not mask.any():
-        return np.zeros((0, 3)), np.zeros(0)
-    vertices, faces, _, _ = marching_cubes(np.pad(mask, 1).astype(np.float32), 0.5)
-    points = grid.to_world(vertices - 1.0)
-    corners = points[faces]
-    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
-    weights = np.bincount(faces.ravel(), np.repeat(area / 3, 3), minlength=len(points))
-    return points, weights

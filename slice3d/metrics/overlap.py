@@ -1,8 +1,8 @@
 """Overlap of two masks on one grid: counts, the ratios made of them, and boundary IoU.
 
-Each function takes two boolean (or 0/1 integer) masks of the same shape, prediction first. Where exactly one of the two is
-empty (a missed or an invented structure) every ratio is 0, so that leaving a difficult structure out never raises a mean;
-where both are empty there is nothing to measure and every ratio is NaN, which the summary tables count.
+Each function takes two boolean (or 0/1 integer) masks of the same shape, prediction first. Where exactly one of the two
+is empty (a missed or an invented structure) every ratio is 0, so that leaving a difficult structure out never raises a
+mean; where both are empty there is nothing to measure and every ratio is NaN, which the summary tables count.
 """
 
 from __future__ import annotations
@@ -79,11 +79,15 @@ def as_mask(mask: ArrayLike, what: str = "mask") -> NDArray[np.bool_]:
         return array
     if array.dtype.kind == "f":
         nan = ", with NaN" if np.isnan(array).any() else ""
-        raise InputError(f"{what} holds {array.dtype} values{nan}; expected True/False; threshold it first, e.g. mask > 0.5")
+        raise InputError(
+            f"{what} holds {array.dtype} values{nan}; expected True/False; threshold it first, e.g. mask > 0.5"
+        )
     if array.dtype.kind not in "iu":
         raise InputError(f"{what} has dtype {array.dtype}; expected True/False")
     if array.size and (array.min() < 0 or array.max() > 1):
-        raise InputError(f"{what} holds integers other than 0 and 1; expected one structure; compare with its label first")
+        raise InputError(
+            f"{what} holds integers other than 0 and 1; expected one structure; compare with its label first"
+        )
     out: NDArray[np.bool_] = array.astype(bool)
     return out
 
@@ -92,7 +96,9 @@ def as_masks(prediction: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.bo
     """Both masks as booleans of one shape. Raises `InputError` otherwise."""
     a, b = as_mask(prediction, "the prediction"), as_mask(reference, "the reference")
     if a.shape != b.shape:
-        raise InputError(f"the prediction has shape {a.shape}, the reference {b.shape}; expected the same grid; resample one")
+        raise InputError(
+            f"the prediction has shape {a.shape}, the reference {b.shape}; expected the same grid; resample one"
+        )
     return a, b
 
 
@@ -132,8 +138,8 @@ def sensitivity(prediction: ArrayLike, reference: ArrayLike) -> float:
 def precision(prediction: ArrayLike, reference: ArrayLike) -> float:
     """Precision (positive predictive value), |A∩B| / |A| with A the prediction.
 
-    Unit: none. Range: 0…1, higher is better. Both empty: NaN. One empty: 0 (an empty prediction has no precision; 0 keeps
-    a model that leaves structures out from gaining). No overlap: 0.
+    Unit: none. Range: 0…1, higher is better. Both empty: NaN. One empty: 0 (an empty prediction has no precision;
+    0 keeps a model that leaves structures out from gaining). No overlap: 0.
     Reference: Taha and Hanbury, BMC Medical Imaging 15 (2015) 29.
     """
     return count(prediction, reference).precision
@@ -168,26 +174,39 @@ def volume_difference_ml(prediction: ArrayLike, reference: ArrayLike, grid: Grid
 def boundary_iou(prediction: ArrayLike, reference: ArrayLike, grid: Grid, *, width_mm: float) -> float:
     """Boundary IoU: Jaccard index of the two inner boundary bands.
 
-    The band of a mask is every voxel of it with the centre of an outside voxel at most `width_mm` away (outside the array
-    counts as outside the structure). Unit: none. Range: 0…1, higher is better. Both empty: NaN. One empty: 0.
+    The band of a mask is every voxel of it with the centre of an outside voxel at most `width_mm` away (outside the
+    array counts as outside the structure). Unit: none. Range: 0…1, higher is better. Both empty: NaN. One empty: 0.
     No overlap: 0. Reference: Cheng et al., Boundary IoU, CVPR 2021.
     """
     a, b = as_masks(prediction, reference)
-    return _boundary_counts(a, b, grid.affine[:3, :3], width_mm).jaccard
+    return band_counts(a, b, grid, width_mm).jaccard
 
 
-def _boundary_counts(a: NDArray[np.bool_], b: NDArray[np.bool_], steps: NDArray[np.float64], width_mm: float) -> Counts:
+def band_counts(a: NDArray[np.bool_], b: NDArray[np.bool_], grid: Grid, width_mm: float) -> Counts:
+    """Voxel counts of the inner boundary bands of two masks."""
     if not (math.isfinite(width_mm) and width_mm > 0):
         raise InputError(f"boundary width is {width_mm} mm; expected a positive number")
-    return count(inner_band(a, steps, width_mm), inner_band(b, steps, width_mm))
+    steps = grid.affine[:3, :3]
+    flat = tuple(axis for axis in range(3) if grid.shape[axis] == 1)
+    return count(inner_band(a, steps, width_mm, flat_axes=flat), inner_band(b, steps, width_mm, flat_axes=flat))
 
 
-def inner_band(mask: NDArray[np.bool_], steps: NDArray[Any], width_mm: float) -> NDArray[np.bool_]:
-    """The voxels of `mask` with an outside voxel centre within `width_mm`; `steps` columns are the voxel steps in mm."""
-    from scipy import ndimage
+def inner_band(
+    mask: NDArray[np.bool_], steps_mm: NDArray[Any], width_mm: float, *, flat_axes: tuple[int, ...] = ()
+) -> NDArray[np.bool_]:
+    """The voxels of `mask` with the centre of an outside voxel within `width_mm`.
 
-    padded = np.pad(mask, 1)
-    spacing = np.linalg.norm(steps, axis=0)
-    distance = ndimage.distance_transform_edt(padded, sampling=spacing)[1:-1, 1:-1, 1:-1]
-    out: NDArray[np.bool_] = mask & (distance <= width_mm * (1 + 1e-9))
-    return out
+    steps_mm: (3, 3), columns are the steps of one voxel in mm. flat_axes: axes that are
+    a single slice, without an outside.
+    """
+    from slice3d.metrics import _band
+
+    # in a sheared grid a ball reaches further along an axis than its radius: the dual basis gives the exact extent
+    dual = np.linalg.norm(np.linalg.inv(steps_mm), axis=1)
+    reach = [
+        0 if axis in flat_axes else min(int(width_mm * dual[axis] * (1 + 1e-9)), mask.shape[axis]) for axis in range(3)
+    ]
+    around = np.stack(np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij"), axis=-1).reshape(-1, 3)
+    length = np.linalg.norm(around @ steps_mm.T, axis=1)
+    near = np.argsort(length, kind="stable")[1 : np.count_nonzero(length <= width_mm * (1 + 1e-9))]
+    return _band.inner_band(mask, around[near])

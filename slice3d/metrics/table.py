@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,6 +15,7 @@ from slice3d.errors import GeometryError, InputError
 from slice3d.grid import Grid, describe
 from slice3d.metrics import distance, overlap
 from slice3d.metrics.distance import Convention
+from slice3d.metrics.pairs import Pairs
 from slice3d.volume import Segmentation
 
 if TYPE_CHECKING:
@@ -31,8 +35,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Score a segmentation against a reference, structure by structure.
 
-    structures: names to score; None scores every structure that the reference names. A structure that the prediction does
-    not name counts as an empty prediction. tolerance_mm: for the NSD, one number or one per structure.
+    structures: names to score; None scores every structure that the reference names. A structure that the prediction
+    does not name counts as an empty prediction. tolerance_mm: for the NSD, one number or one per structure.
     convention: how surfaces are defined, see `Convention`. on_grid: `"refuse"` two different grids or `"resample"` the
     prediction to the reference's grid (nearest neighbour).
 
@@ -41,14 +45,22 @@ def evaluate(
     """
     import pandas as pd
 
-    settings = convention if isinstance(convention, Convention) else Convention(convention)
+    settings = Convention.of(convention)
     names = _structures(prediction, reference, structures)
     tolerances = _tolerances(tolerance_mm, names)
-    predicted = _on_reference_grid(prediction, reference, on_grid)
-    rows = [
-        _row(_mask(prediction, predicted, name), reference.mask(name), reference.grid, tolerances[name], settings)
-        for name in names
-    ]
+    labels = _on_reference_grid(prediction, reference, on_grid)
+    pairs = Pairs.of(labels, reference.labels)
+
+    def row(name: str, threads: int) -> dict[str, Any]:
+        values = prediction.values(name) if name in prediction.structures else ()
+        a, b = pairs.masks(values, reference.values(name))
+        return _row(a, b, reference.grid, tolerances[name], settings, threads=threads)
+
+    if len(names) == 1:
+        rows = [row(names[0], 2)]
+    else:
+        with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
+            rows = list(pool.map(lambda name: row(name, 1), names))
     return pd.DataFrame(rows, index=pd.Index(names, name="structure"))
 
 
@@ -58,8 +70,8 @@ def _structures(prediction: Segmentation, reference: Segmentation, wanted: Itera
         common = [name for name in known if name in prediction.structures]
         if not common:
             raise InputError(
-                f"the prediction names {_listed(prediction.structures)} and the reference {_listed(known)}: no structure in "
-                "common; give both the same names"
+                f"prediction names {_listed(prediction.structures)}; reference names {_listed(known)}; expected at least one "
+                "structure in common; rename one side"
             )
         return list(known)
     names = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
@@ -112,21 +124,14 @@ def _nearest(labels: NDArray[Any], grid: Grid, target: Grid) -> NDArray[Any]:
     return out
 
 
-def _mask(prediction: Segmentation, labels: NDArray[Any], name: str) -> NDArray[np.bool_]:
-    if name not in prediction.structures:
-        return np.zeros(labels.shape, dtype=bool)
-    values = prediction.values(name)
-    out: NDArray[np.bool_] = labels == values[0] if len(values) == 1 else np.isin(labels, values)
-    return out
-
-
 def _row(
-    a: NDArray[np.bool_], b: NDArray[np.bool_], grid: Grid, tolerance_mm: float, settings: Convention
+    a: NDArray[np.bool_], b: NDArray[np.bool_], grid: Grid, tolerance_mm: float, settings: Convention, *, threads: int
 ) -> dict[str, Any]:
     counts = overlap.count(a, b)
     ml = grid.voxel_volume_mm3 / 1000.0
-    measured = distance.surface_distances(a, b, grid, convention=settings)
+    measured = distance.crop_distances(a, b, grid, settings.name, threads=threads)
     width = settings.boundary_mm or tolerance_mm
+    change = counts.prediction - counts.reference
     row: dict[str, Any] = {
         "status": counts.status,
         "dice": counts.dice,
@@ -136,10 +141,8 @@ def _row(
         "volume_similarity": counts.volume_similarity,
         "volume_ml": counts.prediction * ml,
         "reference_volume_ml": counts.reference * ml,
-        "volume_difference_ml": (counts.prediction - counts.reference) * ml,
-        "volume_difference_percent": (
-            100.0 * (counts.prediction - counts.reference) / counts.reference if counts.reference else np.nan
-        ),
+        "volume_difference_ml": change * ml,
+        "volume_difference_percent": 100.0 * change / counts.reference if counts.reference else math.nan,
         "hd_mm": distance.hausdorff_mm(measured),
     }
     for p in settings.percentiles:
@@ -147,6 +150,6 @@ def _row(
     row["assd_mm"] = distance.assd_mm(measured)
     row["masd_mm"] = distance.masd_mm(measured)
     row["nsd"] = distance.nsd(measured, tolerance_mm=tolerance_mm)
-    row["boundary_iou"] = overlap.boundary_iou(a, b, grid, width_mm=width) if width > 0 else np.nan
+    row["boundary_iou"] = overlap.band_counts(a, b, grid, width).jaccard if width > 0 else math.nan
     row["tolerance_mm"] = tolerance_mm
     return row

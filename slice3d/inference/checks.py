@@ -25,6 +25,9 @@ def check_input(volumes: Sequence[Volume], package: ModelPackage, *, allow: bool
     """
     _check_shape(volumes, package)
     findings: list[Finding] = []
+    if package.non_commercial:
+        text = f"model {package.name!r} is licensed {package.licence!r}: its results must not be used commercially"
+        findings.append(Finding("licence-forbids-commercial-use", text, severity="info"))
     complaints = [*_modality(volumes, package, findings), *_intensity(volumes, package)]
     if complaints and not allow:
         raise InputError(complaints[0].message)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
 from slice3d.errors import MissingExtraError, ModelError
 from slice3d.progress import Progress, silent
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16
 
 
 def fetch(url: str, folder: Path, *, sha256: str = "", progress: Progress = silent) -> Path:
@@ -24,6 +25,7 @@ def fetch(url: str, folder: Path, *, sha256: str = "", progress: Progress = sile
         raise MissingExtraError("downloading needs the package pooch; run `pip install pooch`") from error
     import requests
 
+    pooch.get_logger().setLevel(logging.WARNING)  # progress goes to the callback, not to standard error
     name = hashlib.sha256(url.encode()).hexdigest()[:16] + Path(url.split("?")[0]).suffix
     folder.mkdir(parents=True, exist_ok=True)
     try:

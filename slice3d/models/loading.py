@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slice3d.errors import MissingExtraError, ModelError
+from slice3d.errors import ModelError
 from slice3d.models.package import ModelPackage
 
 if TYPE_CHECKING:
@@ -16,42 +16,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 _MONAI = "monai.networks.nets"
-_DNA = "dynamic_network_architectures.architectures"
+_OWN = "slice3d.models.unets"
 
-# class path → the extra that provides it
-ALLOWED: Mapping[str, str] = {
-    **{
-        f"{_MONAI}.{name}": ""
-        for name in (
-            "AttentionUnet", "BasicUNet", "BasicUNetPlusPlus", "DynUNet", "FlexibleUNet", "SegResNet", "SegResNetDS",
-            "SegResNetVAE", "SwinUNETR", "UNet", "UNETR", "VNet",
-        )
-    },
-    f"{_DNA}.unet.PlainConvUNet": "nnunet",
-    f"{_DNA}.unet.ResidualEncoderUNet": "nnunet",
-}  # fmt: skip
-
-# names of torch classes that descriptions give as text
-_TORCH_CLASSES = (
-    "torch.nn.Conv3d", "torch.nn.Conv2d", "torch.nn.modules.conv.Conv3d", "torch.nn.modules.conv.Conv2d",
-    "torch.nn.InstanceNorm3d", "torch.nn.InstanceNorm2d", "torch.nn.BatchNorm3d", "torch.nn.BatchNorm2d",
-    "torch.nn.modules.instancenorm.InstanceNorm3d", "torch.nn.modules.instancenorm.InstanceNorm2d",
-    "torch.nn.modules.batchnorm.BatchNorm3d", "torch.nn.LeakyReLU", "torch.nn.ReLU", "torch.nn.GELU",
-    "torch.nn.Dropout3d", "torch.nn.modules.activation.LeakyReLU", "torch.nn.modules.activation.ReLU",
-    "torch.nn.modules.dropout.Dropout3d",
+ALLOWED = frozenset(
+    {
+        *(
+            f"{_MONAI}.{name}"
+            for name in (
+                "AttentionUnet", "BasicUNet", "BasicUNetPlusPlus", "DynUNet", "FlexibleUNet", "SegResNet",
+                "SegResNetDS", "SwinUNETR", "UNet", "UNETR", "VNet",
+            )
+        ),
+        f"{_OWN}.PlainConvUNet",
+        f"{_OWN}.ResidualEncoderUNet",
+    }
 )  # fmt: skip
-
-
-def torch_class(name: Any) -> Any:
-    """The torch class a description names (`"torch.nn.Conv3d"`), or None. Raises `ModelError` unless it is listed."""
-    if name is None:
-        return None
-    if name not in _TORCH_CLASSES:
-        raise ModelError(
-            f"network description names {str(name)[:60]!r}; expected one of torch's convolution or norm classes"
-        )
-    module, _, cls = str(name).rpartition(".")
-    return getattr(importlib.import_module(module), cls)
 
 
 def build_network(class_name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -60,18 +39,9 @@ def build_network(class_name: str, arguments: Mapping[str, Any]) -> nn.Module:
         known = ", ".join(sorted(name.rpartition(".")[2] for name in ALLOWED))
         raise ModelError(f"network class {class_name!r} is not supported; expected one of {known}")
     module_name, _, cls = class_name.rpartition(".")
+    module = importlib.import_module(module_name)
     try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        extra = ALLOWED[class_name]
-        raise MissingExtraError(
-            f"network {cls} needs the package {module_name.partition('.')[0]}; run `pip install 'slice3d[{extra}]'`"
-        ) from error
-    prepared = dict(arguments)
-    if class_name.startswith(_DNA):
-        prepared.update({key: torch_class(prepared.get(key)) for key in ("conv_op", "norm_op", "dropout_op", "nonlin")})
-    try:
-        network: nn.Module = getattr(module, cls)(**prepared)
+        network: nn.Module = getattr(module, cls)(**dict(arguments))
     except (TypeError, ValueError, AssertionError, AttributeError, IndexError, KeyError) as error:
         raise ModelError(
             f"network {cls} refuses its description: {_line(error)}; the model does not fit this version"
@@ -215,7 +185,7 @@ def quicken(network: nn.Module) -> nn.Module:
 
 
 def _auxiliary(key: str) -> bool:
-    return any(part in key for part in ("heads.", "deep_supervision", "num_batches_tracked", "decoder.encoder."))
+    return any(part in key for part in ("heads.", "deep_supervision", "num_batches_tracked"))
 
 
 def _line(error: BaseException) -> str:

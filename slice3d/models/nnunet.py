@@ -30,8 +30,8 @@ _RESAMPLING = {
     "no_resampling_data_or_seg_to_shape": "none",
 }
 _NETWORKS = {
-    "PlainConvUNet": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-    "ResidualEncoderUNet": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+    "PlainConvUNet": "slice3d.models.unets.PlainConvUNet",
+    "ResidualEncoderUNet": "slice3d.models.unets.ResidualEncoderUNet",
 }
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 
@@ -123,7 +123,7 @@ def weights_of(checkpoint: Path) -> dict[str, Any]:
     from slice3d.models.unpickle import load_checkpoint, tensors_of
 
     state = tensors_of(load_checkpoint(checkpoint).get("network_weights"), checkpoint)
-    return {key: value for key, value in state.items() if not key.startswith("decoder.encoder.")}
+    return {key: value for key, value in state.items() if not re.search(r"^decoder\.encoder\.|\.all_modules\.", key)}
 
 
 def _json(path: Path) -> dict[str, Any]:

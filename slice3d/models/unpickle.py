@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ModelError(f"no checkpoint {path.name}; expected the file that training wrote")
     try:
-        with torch.serialization.safe_globals(_numpy_numbers()):
+        with torch.serialization.safe_globals(_numpy_numbers()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about unusual pickle protocols, which are refused or read
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(_refused(path, error)) from error

@@ -116,8 +116,8 @@ class Opener:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings of other libraries about what is in a file; ours are findings. Once around a pool of threads, not in each:
-    the filters belong to the whole process.
+    """No warnings of other libraries about what is in a file; ours are findings. Once around a pool of threads, not
+    in each: the filters belong to the whole process.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -77,7 +77,7 @@ def to_itk(data: NDArray[Any], grid: Grid) -> Any:
     """A SimpleITK image of an orthogonal grid."""
     import SimpleITK as sitk
 
-    image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose(2, 1, 0)))
+    image: Any = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose(2, 1, 0)))
     image.SetSpacing(grid.spacing_mm)
     image.SetOrigin((_FLIP @ grid.origin_mm).tolist())
     image.SetDirection((_FLIP @ grid.directions).ravel().tolist())
@@ -121,7 +121,7 @@ def _read(path: Path) -> tuple[Any, list[Finding]]:
     import SimpleITK as sitk
 
     findings: list[Finding] = []
-    reader = sitk.ImageFileReader()
+    reader: Any = sitk.ImageFileReader()  # type: ignore[no-untyped-call]
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()

@@ -17,8 +17,8 @@ def combine(
 ) -> Segmentation:
     """Disjoint labels, and a group for every structure that shares voxels with another.
 
-    Every combination of structures that occurs gets one label. A structure that is exactly one label names it, any other
-    is the union of several and becomes a group; combinations that no structure names are called `a+b`.
+    Every combination of structures that occurs gets one label. A structure that is exactly one label names it, any
+    other is the union of several and becomes a group; combinations that no structure names are called `a+b`.
     """
     titles = unique({n: name for n, (name, _) in enumerate(masks, start=1)})
     labels = np.zeros(grid.shape, dtype=np.int32, order="F")

@@ -13,9 +13,12 @@ from slice3d.findings import Finding
 class SeriesEntry:
     """One loadable (or not loadable) thing.
 
-    key: what `series=` and `--series` take. kind: `"volume"`, `"segmentation"`, `"structures"`, `"picture"` or `"other"`.
-    shape: (i, j, k) voxels; spacing_mm likewise; orientation: three letters as in `Grid.orientation`; None when unknown.
-    label: what tells this volume from others of its series (echo time, phase, b-value …). problem: why it cannot be loaded.
+    key: what `series=` and `--series` take. kind: `"volume"`, `"segmentation"`, `"structures"`, `"picture"` or
+    `"other"`.
+    shape: (i, j, k) voxels; spacing_mm likewise; orientation: three letters as in `Grid.orientation`; None when
+    unknown.
+    label: what tells this volume from others of its series (echo time, phase, b-value …). problem: why it cannot be
+    loaded.
     """
 
     key: str
@@ -72,7 +75,10 @@ class StudyEntry:
 
 @dataclass(frozen=True)
 class Listing:
-    """Everything found under a path. picked: key of the series that `load` would take, "" when it would refuse; why: in words."""
+    """Everything found under a path.
+
+    picked: key of the series that `load` would take, "" when it would refuse; why: in words.
+    """
 
     studies: tuple[StudyEntry, ...]
     findings: tuple[Finding, ...] = ()

@@ -61,9 +61,8 @@ def load_nifti_labels(path: Path, *, names: Mapping[int, str] | None = None) -> 
 
 def as_labels(values: NDArray[Any], name: str) -> NDArray[Any]:
     """Integers of the smallest type. Raises `InputError` for fractions, negatives or more than 65535."""
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all() or not np.array_equal(values, np.rint(values)):
-            raise InputError(f"{name} holds fractions; expected whole label values; is it an image or a probability?")
+    if values.dtype.kind == "f" and not (np.isfinite(values).all() and np.array_equal(values, np.rint(values))):
+        raise InputError(f"{name} holds fractions; expected whole label values; is it an image or a probability?")
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
     if low < 0 or high > 65535:
         raise InputError(f"{name} holds values from {low} to {high}; expected labels from 0 to 65535; is it an image?")
@@ -230,7 +229,7 @@ def write_nifti(data: NDArray[Any], grid: Grid, path: Path, *, names: Mapping[in
         array = array.astype(np.uint8)
     if array.dtype in (np.int64, np.uint64, np.float64):
         array = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
-    image = nibabel.Nifti1Image(array, grid.affine)
+    image: Any = nibabel.Nifti1Image(array, grid.affine)  # type: ignore[no-untyped-call]
     image.header.set_xyzt_units("mm")
     image.set_sform(grid.affine, code="scanner")
     image.set_qform(grid.affine, code="scanner", strip_shears=True)

@@ -23,8 +23,8 @@ MAX_PIXELS = 2**28
 def load_pictures(path: Path, *, spacing_mm: tuple[float, float, float] | None, progress: Progress = silent) -> Volume:
     """Stack slices in natural order of their names.
 
-    Columns are taken to run to the patient's left, rows to posterior, slices to superior, as in an axial study seen from
-    the feet; the finding says that this is a convention and not a measurement.
+    Columns are taken to run to the patient's left, rows to posterior, slices to superior, as in an axial study seen
+    from the feet; the finding says that this is a convention and not a measurement.
     """
     if spacing_mm is None:
         raise InputError(
@@ -50,7 +50,8 @@ def load_pictures(path: Path, *, spacing_mm: tuple[float, float, float] | None, 
     grid = Grid((stack.shape[2], stack.shape[1], stack.shape[0]), affine)
     finding = Finding(
         "no-orientation",
-        "Pictures do not say how they lie in the patient: columns were taken to run left, rows posterior, slices superior "
+        "Pictures do not say how they lie in the patient: columns were taken to run left, rows posterior, slices "
+        "superior "
         "in order of file name.",
         "warning",
         {"spacing_mm": list(spacing_mm)},

@@ -20,8 +20,9 @@ PLAIN = (
     "vendor/generic-anatomical/002_non_isotropic", "vendor/generic-compressed/001", "vendor/generic-compressed_j2k/001",
     "vendor/generic-compressed_jpeg/001", "vendor/generic-compressed_jpegls/001", "vendor/generic-compressed_rle/001",
     "vendor/siemens-anatomical/001", "vendor/siemens-anatomical/001_implicit", "vendor/hitachi-anatomical/001",
-    "vendor/hitachi-anatomical/001_implicit", "vendor/siemens_multiframe-anatomical/001", "vendor/hyperfine-anatomical/001",
-    "vendor/philips_enhanced-anatomical/001", "vendor/philips_enhanced-anatomical/001_implicit",
+    "vendor/hitachi-anatomical/001_implicit", "vendor/siemens_multiframe-anatomical/001",
+    "vendor/hyperfine-anatomical/001", "vendor/philips_enhanced-anatomical/001",
+    "vendor/philips_enhanced-anatomical/001_implicit",
     "vendor/failing/slicecount/001",
 )  # fmt: skip
 # the Debian build has no JPEG-LS decoder
@@ -96,7 +97,9 @@ def plane_points(dataset):
     "study", ["ct-gantry-tilt-ge", "vendor/failing/gantrytilting/001", "vendor/failing/sliceincrement/002"]
 )
 def test_tilted_head_lies_where_its_headers_say(data, study, tmp_path):
-    """Pixels replaced by their own coordinates by the plane equation: the resampled volume holds its own coordinates."""
+    """Pixels replaced by their own coordinates by the plane equation: the resampled volume holds its own
+    coordinates.
+    """
     source = planes(data / "dicom" / study)
     worst = 0.0
     for axis in range(3):

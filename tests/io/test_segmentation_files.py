@@ -114,26 +114,20 @@ def test_labelmap_seg_is_valid_but_for_what_the_validator_does_not_know(tmp_path
 
 
 def tilted_study(folder, places=tuple(range(8)), degrees=18.5):
+    """A study whose planes lean against the direction in which they are stacked."""
     lean = np.radians(degrees)
     affine = oblique((0.9, 0.8, 4.0), (0, 0, 0), (20, 10, 20))
     affine[:3, 1] = 0.8 * np.array([0, -np.cos(lean), np.sin(lean)])
     uids = {"series": generate_uid(), "study": generate_uid()}
-    data = asymmetric((30, 26, len(places))).astype(int) + 1024
-    return slice3d.load(
-        write(
-            [
-                image(data[:, :, n].T.astype(np.uint16), slice_affine(affine, k), number=n, **uids)
-                for n, k in enumerate(places)
-            ],
-            folder,
-        )
-    ), affine
+    stored = (asymmetric((30, 26, len(places))).astype(int) + 1024).astype(np.uint16)
+    files = [image(stored[:, :, n].T, slice_affine(affine, k), number=n, **uids) for n, k in enumerate(places)]
+    return slice3d.load(write(files, folder))
 
 
 @pytest.mark.parametrize("places", [tuple(range(8)), (0, 1, 2, 4, 5, 7.5, 8.25, 10)])
 @pytest.mark.parametrize("kind", ["binary", "labelmap", "fractional"])
 def test_labels_of_a_tilted_or_uneven_study_land_on_its_own_slices(tmp_path, places, kind):
-    volume, affine = tilted_study(tmp_path / "study", places)
+    volume = tilted_study(tmp_path / "study", places)
     assert volume.grid.shape != (30, 26, len(places))
     # a ball in world coordinates, voxelised on the repaired grid
     centre, radius = volume.grid.to_world((np.array(volume.grid.shape) - 1) / 2), 9.0

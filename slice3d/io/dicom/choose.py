@@ -42,7 +42,9 @@ def candidates(series: list[Series]) -> list[Candidate]:
 
 
 def quality(candidate: Candidate) -> tuple[float, ...]:
-    """Larger is better; compared item by item: a volume, acquired, CT before MR before others, then extent and detail."""
+    """Larger is better; compared item by item: a volume, acquired, CT before MR before others, then extent and
+    detail.
+    """
     stack, header = candidate.stack, candidate.header
     layout = stack.layout
     if layout is None:
@@ -101,7 +103,8 @@ def choices(found: list[Candidate]) -> str:
 def pick(found: list[Candidate]) -> tuple[Candidate, str]:
     """The best volume and the reason in words.
 
-    Raises `InputError` naming the choices where guessing would be dangerous: several persons, several studies, CT and MR.
+    Raises `InputError` naming the choices where guessing would be dangerous: several persons, several studies, CT and
+    MR.
     """
     usable = [c for c in found if c.stack.layout is not None]
     if not usable:

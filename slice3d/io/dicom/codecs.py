@@ -69,26 +69,24 @@ def _decode(data: bytes, header: Header) -> NDArray[Any]:
 def _second_opinion(data: bytes, header: Header) -> NDArray[Any]:
     """What pydicom's plugins make of it."""
     from pydicom.encaps import encapsulate
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
     try:
         decoder = get_decoder(UID(header.transfer_syntax))
         plugins = [name for name in ("pylibjpeg", "pyjpegls") if name in decoder.available_plugins]
-        values, _ = decoder.as_array(
-            encapsulate([data]),
-            raw=True,
-            decoding_plugin=plugins[0],
-            rows=header.rows,
-            columns=header.columns,
-            samples_per_pixel=1,
-            photometric_interpretation=header.photometric or "MONOCHROME2",
-            pixel_representation=int(header.signed),
-            bits_allocated=header.bits_allocated,
-            bits_stored=header.bits_stored,
-            number_of_frames=1,
-            pixel_keyword="PixelData",
-        )
+        options: dict[str, Any] = {
+            "rows": header.rows,
+            "columns": header.columns,
+            "samples_per_pixel": 1,
+            "photometric_interpretation": header.photometric or "MONOCHROME2",
+            "pixel_representation": int(header.signed),
+            "bits_allocated": header.bits_allocated,
+            "bits_stored": header.bits_stored,
+            "number_of_frames": 1,
+            "pixel_keyword": "PixelData",
+        }
+        values, _ = decoder.as_array(encapsulate([data]), raw=True, decoding_plugin=plugins[0], **options)
     except Exception as error:  # as above, for every plugin
         title = _title(header.transfer_syntax)
         raise InputError(f"{header.file.name} holds damaged {title} pixels; copy it again") from error
@@ -99,7 +97,8 @@ def _as_stored(values: NDArray[Any], header: Header) -> NDArray[Any]:
     """The decoder's type → the header's, bit by bit; contradictions about the sign are refused."""
     if values.shape != (header.rows, header.columns):
         raise InputError(
-            f"{header.file.name} decodes to {values.shape} pixels; expected {(header.rows, header.columns)}; export it again"
+            f"{header.file.name} decodes to {values.shape} pixels; expected {(header.rows, header.columns)}; "
+            "export it again"
         )
     wanted = stored_dtype(header)
     if values.dtype.kind not in "iu" or wanted.kind not in "iu":
@@ -174,7 +173,7 @@ def _size_jpeg(data: bytes) -> tuple[int, int, int] | None:
         if marker == 0xFF:
             position += 1
             continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
             rows, columns, components = struct.unpack(">HHB", data[position + 5 : position + 10])
             return rows, columns, components
         (length,) = struct.unpack(">H", data[position + 2 : position + 4])

@@ -184,7 +184,8 @@ def _read_dicomdir(path: Path, progress: Progress) -> Found:
         found.findings.append(
             Finding(
                 "dicomdir-incomplete",
-                f"The DICOMDIR lists {missing} files that are missing and {outside} outside its folder; they were left out.",
+                f"The DICOMDIR lists {missing} files that are missing and {outside} outside its folder; they were "
+                "left out.",
                 "warning",
                 {"missing": missing, "outside": outside},
             )

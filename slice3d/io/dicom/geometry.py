@@ -1,7 +1,8 @@
 """Where the slices of one stack lie, and whether they form a regular lattice.
 
-Everything is measured from `ImagePositionPatient` and `ImageOrientationPatient` (PS3.3 C.7.6.2.1.1); `SliceThickness` and
-`SpacingBetweenSlices` are only compared. Positions are LPS here and become RAS in `to_ras`, the only such site for DICOM.
+Everything is measured from `ImagePositionPatient` and `ImageOrientationPatient` (PS3.3 C.7.6.2.1.1); `SliceThickness`
+and `SpacingBetweenSlices` are only compared. Positions are LPS here and become RAS in `to_ras`, the only such site for
+DICOM.
 """
 
 from __future__ import annotations
@@ -78,7 +79,10 @@ def to_ras(affine: Array) -> Array:
 
 
 def axes(orientation: tuple[float, ...], label: str = "series") -> tuple[Array, Array, Array]:
-    """Unit row, column and normal direction. Raises `GeometryError` when they are not at right angles or not unit vectors."""
+    """Unit row, column and normal direction.
+
+    Raises `GeometryError` when they are not at right angles or not unit vectors.
+    """
     row, column = np.array(orientation[:3], dtype=float), np.array(orientation[3:], dtype=float)
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if not all(abs(length - 1) < 0.01 for length in lengths):
@@ -124,7 +128,8 @@ def layout(
         findings.append(
             Finding(
                 "single-slice",
-                f"Only one slice position: the extent along the third axis ({step:g} mm) comes from {source}, not from positions; "
+                f"Only one slice position: the extent along the third axis ({step:g} mm) comes from {source}, not "
+                "from positions; "
                 "volumes in ml are not reliable.",
                 "warning",
                 {"assumed_mm": step},

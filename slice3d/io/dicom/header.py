@@ -20,8 +20,8 @@ _TEXTS = (
     "ProtocolName", "ImageType", "LossyImageCompression", "SequenceName",
 )  # fmt: skip
 _NUMBERS = (
-    "SliceThickness", "SpacingBetweenSlices", "KVP", "GantryDetectorTilt", "RepetitionTime", "EchoTime", "InversionTime",
-    "FlipAngle", "MagneticFieldStrength", "ReconstructionDiameter", "XRayTubeCurrent", "Exposure",
+    "SliceThickness", "SpacingBetweenSlices", "KVP", "GantryDetectorTilt", "RepetitionTime", "EchoTime",
+    "InversionTime", "FlipAngle", "MagneticFieldStrength", "ReconstructionDiameter", "XRayTubeCurrent", "Exposure",
 )  # fmt: skip
 
 SEG_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
@@ -89,7 +89,9 @@ class Header:
 
     @property
     def is_image(self) -> bool:
-        """Whether there are pixels in a grid (also RGB), as opposed to a report, plan, structure set or segmentation."""
+        """Whether there are pixels in a grid (also RGB), as opposed to a report, plan, structure set or
+        segmentation.
+        """
         has_pixels = bool(self.pixel_tag) and self.rows > 0 and self.columns > 0
         return has_pixels and not self.is_seg and self.modality not in NOT_IMAGES
 

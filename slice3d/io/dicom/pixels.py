@@ -117,7 +117,9 @@ def decode(planes: Sequence[Plane], *, progress: Progress = silent) -> Decoded:
 
 
 def scale_of(plane: Plane) -> Scale:
-    """Rescale of one plane. Philips MR: the private scale takes the place of the display scale, (stored + RI/RS) / SS."""
+    """Rescale of one plane. Philips MR: the private scale takes the place of the display scale, (stored + RI/RS) /
+    SS.
+    """
     frame = plane.frame
     if frame.philips is not None and plane.header.modality == "MR":
         return Scale(1.0 / frame.philips, frame.intercept / (frame.slope * frame.philips))
@@ -129,7 +131,8 @@ def _philips_finding(plane: Plane) -> Finding:
     factor = 1.0 / (frame.slope * (frame.philips or 1.0))
     return Finding(
         "philips-scaling",
-        "Values are on Philips' private scale, which is comparable between series; scanners and most viewers display them "
+        "Values are on Philips' private scale, which is comparable between series; scanners and most viewers "
+        "display them "
         f"{factor:.4g} times smaller.",
         "info",
         {"per_displayed_value": factor},
@@ -159,7 +162,8 @@ def _check_size(planes: Sequence[Plane], shape: tuple[int, int, int]) -> None:
             have = header.file_size - header.pixel_offset
             if have < need:
                 raise InputError(
-                    f"{header.file.name} is truncated: {have} bytes where its header promises {need} bytes of pixels; copy it again"
+                    f"{header.file.name} is truncated: {have} bytes where its header promises {need} bytes of "
+                    "pixels; copy it again"
                 )
 
 
@@ -186,12 +190,13 @@ class _Frames:
         frames = self._cut[id(header)]
         if plane.frame.index >= len(frames):
             raise InputError(
-                f"{header.file.name} is truncated: frame {plane.frame.index + 1} of {header.number_of_frames} is missing; copy it again"
+                f"{header.file.name} is truncated: frame {plane.frame.index + 1} of {header.number_of_frames} is "
+                "missing; copy it again"
             )
         return frames[plane.frame.index]
 
     def _load(self, header: Header) -> list[bytes]:
-        from pydicom.encaps import generate_frames, generate_fragments
+        from pydicom.encaps import generate_fragments, generate_frames
 
         with self.open(header) as stream:
             stream.seek(header.pixel_offset)
@@ -226,15 +231,17 @@ def _read_native(plane: Plane, frames: _Frames, target: NDArray[Any] | None) -> 
         start = stream.read(12)
         explicit = start[4:6] in (b"OW", b"OB", b"UN", b"OF", b"OD")
         stream.seek(header.pixel_offset + (12 if explicit else 8) + plane.frame.index * count * dtype.itemsize)
-        out = target if target is not None else np.empty((header.rows, header.columns), dtype=dtype)
-        got = stream.readinto(memoryview(out).cast("B"))  # type: ignore[attr-defined]
+        out: Any = target if target is not None else np.empty((header.rows, header.columns), dtype=dtype)
+        reader: Any = stream
+        got = reader.readinto(memoryview(out).cast("B"))
     if got != count * dtype.itemsize:
         raise InputError(
             f"{header.file.name} is truncated: {got} of {count * dtype.itemsize} bytes of pixels; copy it again"
         )
     if header.transfer_syntax in (BIG_ENDIAN, GE_PRIVATE):
         out.byteswap(inplace=True)
-    return out
+    filled: NDArray[Any] = out
+    return filled
 
 
 def _read_deflated(plane: Plane, frames: _Frames) -> NDArray[Any]:

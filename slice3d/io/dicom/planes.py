@@ -45,7 +45,9 @@ def measure(
 
 
 def own_target(found: Layout, label: str, findings: list[Finding]) -> Target:
-    """The lattice of the planes themselves: exact when regular, else orthogonal along the normal at the recurring distance."""
+    """The lattice of the planes themselves: exact when regular, else orthogonal along the normal at the recurring
+    distance.
+    """
     depth = found.distances - found.distances[0]
     gaps = np.diff(depth)
     # empty slices are left out of files, so distances may be any multiple of the smallest
@@ -149,6 +151,6 @@ def _reach(found: Layout, target: Target) -> Array:
         gaps = np.where(gaps > 1.9 * gaps.min(), gaps.min(), gaps)
     half = np.maximum(np.concatenate([[gaps[0]], gaps]), np.concatenate([gaps, [gaps[-1]]])) / 2 + POSITION_TOLERANCE_MM
     if target.depths is None:
-        return half
+        return np.asarray(half, dtype=np.float64)
     out: Array = half[_nearest(depths, found.distances)]
     return out

@@ -12,11 +12,11 @@ from slice3d.errors import GeometryError, InputError
 from slice3d.findings import Finding
 from slice3d.io.dicom.choose import Candidate, candidates, choices, pick, select
 from slice3d.io.dicom.discovery import Found, discover
+from slice3d.io.dicom.geometry import Layout
 from slice3d.io.dicom.header import Header
 from slice3d.io.dicom.pixels import CT_AIR, decode
 from slice3d.io.dicom.repair import repair
 from slice3d.io.dicom.source import source_of
-from slice3d.io.dicom.geometry import Layout
 from slice3d.io.dicom.stacks import Series, group_series, require_layout
 from slice3d.io.listing import Listing, SeriesEntry, StudyEntry
 from slice3d.io.settings import LoadSettings

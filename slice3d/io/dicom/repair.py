@@ -1,7 +1,10 @@
-"""Resample slices that do not form a lattice (tilted gantry, missing slices, varying distances) along their true positions.
+"""Resample slices that do not form a lattice (tilted gantry, missing slices, varying distances) along their true
+positions.
 
-The target keeps the acquired in-plane axes and its third axis is the slice normal, so a slice that lies on a target plane
-is only shifted within that plane (by a sub-pixel amount), never mixed with its neighbours. Between acquired slices values
+The target keeps the acquired in-plane axes and its third axis is the slice normal, so a slice that lies on a target
+plane
+is only shifted within that plane (by a sub-pixel amount), never mixed with its neighbours. Between acquired slices
+values
 are interpolated linearly along the normal, the shortest way; wide holes stay empty. What was not measured is marked.
 """
 
@@ -49,7 +52,8 @@ def repair(values: NDArray[np.generic], layout: Layout, *, fill: float, progress
     if np.prod(shape, dtype=float) > MAX_GROWTH * values.size + 1e6:
         raise GeometryError(
             f"the repaired volume would have {shape[2]}×{shape[1]}×{shape[0]} voxels from {len(depth)} slices of "
-            f"{values.shape[2]}×{values.shape[1]}; expected slices that lie together; choose another series with --series"
+            f"{values.shape[2]}×{values.shape[1]}; expected slices that lie together; choose another series with "
+            "--series"
         )
     out = np.empty(shape, dtype=values.dtype)
     estimated = np.zeros(shape, dtype=np.bool_)

@@ -79,7 +79,8 @@ def _referenced(dataset: Any, near: Path, label: str) -> Volume:
         except Slice3DError:
             continue
     raise InputError(
-        f"{label} holds contours but no voxels, and the images it refers to are not beside it; pass reference=the volume"
+        f"{label} holds contours but no voxels, and the images it refers to are not beside it; pass reference=the "
+        "volume"
     )
 
 
@@ -108,8 +109,12 @@ def _contours(roi: Any, label: str) -> tuple[list[NDArray[np.float64]], int]:
 
 
 def _fill(contours: list[NDArray[np.float64]], grid: Grid, name: str) -> NDArray[np.bool_]:
-    """Even-odd fill of contours of one plane; each voxel plane takes the contour plane that is nearest within half a gap."""
-    from skimage.draw import polygon
+    """Even-odd fill of contours of one plane; each voxel plane takes the contour plane that is nearest within half
+    a gap.
+    """
+    import skimage.draw
+
+    polygon: Any = skimage.draw.polygon
 
     planes: dict[float, list[NDArray[np.float64]]] = defaultdict(list)
     step = grid.spacing_mm[2]
@@ -118,7 +123,8 @@ def _fill(contours: list[NDArray[np.float64]], grid: Grid, name: str) -> NDArray
         depth = index[:, 2] * step
         if np.ptp(depth) > max(0.5, 0.1 * step):
             raise GeometryError(
-                f"a contour of {name} spans {np.ptp(depth):.2f} mm across the slices of the reference; expected contours "
+                f"a contour of {name} spans {np.ptp(depth):.2f} mm across the slices of the reference; expected "
+                "contours "
                 "drawn on its slices; pass the series they were drawn on as reference"
             )
         middle = float(np.median(depth))

@@ -14,8 +14,8 @@ from slice3d import anatomy
 from slice3d.errors import GeometryError, InputError
 from slice3d.findings import Finding
 from slice3d.io.dicom.discovery import discover
-from slice3d.io.dicom.geometry import POSITION_TOLERANCE_MM, Layout
 from slice3d.io.dicom.elements import Elements
+from slice3d.io.dicom.geometry import POSITION_TOLERANCE_MM, Layout
 from slice3d.io.dicom.header import Header
 from slice3d.io.dicom.planes import Target, measure, own_target, place, reference_target
 from slice3d.io.files import quiet

@@ -12,8 +12,8 @@ import slice3d
 from slice3d import anatomy
 from slice3d.errors import InputError
 from slice3d.io.dicom.geometry import LPS_TO_RAS
-from slice3d.io.dicom.source import DicomSource
 from slice3d.io.dicom.patient import repair_patient
+from slice3d.io.dicom.source import DicomSource
 from slice3d.io.files import atomic, quiet
 from slice3d.io.terms import Code, category_of, laterality_of, type_of
 from slice3d.volume import Segmentation, Volume
@@ -24,9 +24,10 @@ Kind = Literal["binary", "labelmap", "fractional"]
 def write_dicom_seg(segmentation: Segmentation, source: Volume, path: Path, *, kind: Kind = "binary") -> None:
     """Write `segmentation` as one SEG file that refers to every slice of `source` it was made from.
 
-    The labels may lie on any grid (repaired, super-resolved); each acquired pixel takes the label of the voxel its centre
-    lies in. `kind="fractional"` stores `segmentation.probabilities`, 0 or 1 for structures without. A labelmap holds one
-    structure per pixel, so groups are left out of it.
+    The labels may lie on any grid (repaired, super-resolved); each acquired pixel takes the label of the voxel its
+    centre
+    lies in. `kind="fractional"` stores `segmentation.probabilities`, 0 or 1 for structures without. A labelmap holds
+    one structure per pixel, so groups are left out of it.
     Raises `InputError` when `source` was not loaded from DICOM, or its files lack what a SEG must refer to.
     """
     origin = source.source
@@ -38,7 +39,8 @@ def write_dicom_seg(segmentation: Segmentation, source: Volume, path: Path, *, k
         raise InputError(f"kind is {kind!r}; expected 'binary', 'labelmap' or 'fractional'")
     if not all(item.sop_instance for item in origin.slices):
         raise InputError(
-            "the source images carry no SOPInstanceUID, so nothing can refer to them; expected images as the scanner wrote "
+            "the source images carry no SOPInstanceUID, so nothing can refer to them; expected images as the "
+            "scanner wrote "
             "them; write .seg.nrrd or .nii.gz instead"
         )
     labels = [segmentation.names[v] for v in sorted(segmentation.names)]
@@ -114,7 +116,9 @@ def _concept(code: Code) -> Any:
 
 
 def _source_images(origin: DicomSource) -> list[Any]:
-    """Headers of the source as highdicom wants to copy them: what a sloppy exporter left out is empty, what it got wrong dropped."""
+    """Headers of the source as highdicom wants to copy them: what a sloppy exporter left out is empty, what it got
+    wrong dropped.
+    """
     from pydicom.uid import generate_uid
 
     images = origin.datasets()
@@ -206,8 +210,8 @@ def _pixels(segmentation: Segmentation, origin: DicomSource, names: list[str], k
     table = np.zeros(int(max(labels.max(), *flat)) + 1, dtype=np.uint8 if len(names) < 256 else np.uint16)
     for number, name in enumerate(names, start=1):
         table[list(owned[name])] = number
-    out: NDArray[Any] = table[labels]
-    return out
+    numbered: NDArray[Any] = table[labels]
+    return numbered
 
 
 def on_slices(values: NDArray[Any], segmentation: Segmentation, origin: DicomSource, *, order: int = 0) -> NDArray[Any]:

@@ -13,8 +13,8 @@ import numpy as np
 import slice3d
 from slice3d.errors import InputError
 from slice3d.io.dicom.geometry import LPS_TO_RAS
-from slice3d.io.dicom.source import DicomSource
 from slice3d.io.dicom.patient import repair_patient
+from slice3d.io.dicom.source import DicomSource
 from slice3d.io.files import quiet
 from slice3d.volume import Volume
 
@@ -117,7 +117,8 @@ def _template(original: Any, modality: str) -> Any:
     repair_patient(out)
     for keyword in (
         "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
-        "ReferringPhysicianName", "StudyID", "Manufacturer", "PositionReferenceIndicator", "PatientPosition", "Laterality",
+        "ReferringPhysicianName", "StudyID", "Manufacturer", "PositionReferenceIndicator", "PatientPosition",
+        "Laterality",
     ):  # fmt: skip
         if keyword not in out:
             setattr(out, keyword, "")

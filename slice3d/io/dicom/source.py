@@ -53,8 +53,8 @@ def source_of(stack: Stack) -> DicomSource:
         raise ValueError(stack.problem)
     slices = tuple(
         SourceSlice(
-            plane.header.file, plane.frame.index, plane.header.sop_class, plane.header.sop_instance, layout.slice_affine(k)
-        )
+            plane.header.file, plane.frame.index, plane.header.sop_class, plane.header.sop_instance,
+            layout.slice_affine(k) )
         for k, plane in enumerate(stack.planes)
     )  # fmt: skip
     first = stack.planes[0].header

@@ -11,8 +11,8 @@ import numpy as np
 
 from slice3d.errors import GeometryError, InputError
 from slice3d.findings import Finding
-from slice3d.io.dicom.geometry import ORIENTATION_TOLERANCE, POSITION_TOLERANCE_MM, Layout, axes, layout
 from slice3d.io.dicom.frames import SPLIT_KEYS
+from slice3d.io.dicom.geometry import ORIENTATION_TOLERANCE, POSITION_TOLERANCE_MM, Layout, axes, layout
 from slice3d.io.dicom.header import Frame, Header
 
 

@@ -63,13 +63,14 @@ def surfaces(
     settings: SurfaceSettings | None = None,
     progress: Progress = silent,
 ) -> dict[str, Mesh]:
-    """The surfaces of several structures (default: all), by name.
+    """The surfaces of several structures, by name (default: every label; groups such as `lungs` only when asked for).
 
     Plain labels are done in one pass and share their interfaces: neighbours meet without gap or overlap. Groups,
     structures with a probability map, and everything when `settings.shared_interfaces` is off, are done one by one.
     """
     settings = settings or SurfaceSettings()
-    names = list(dict.fromkeys(segmentation.structures if structures is None else structures))
+    every = [segmentation.names[value] for value in sorted(segmentation.names)]
+    names = list(dict.fromkeys(every if structures is None else structures))
     plain = {name: segmentation.values(name)[0] for name in names if _is_plain(segmentation, name, settings)}
     together = _together(segmentation, plain, settings, progress) if len(plain) > 1 else {}
     out = {}
@@ -94,9 +95,9 @@ def _together(
     net = network(segmentation, sorted(plain.values()), progress=progress)
     if net is None:
         return {name: empty(name) for name in plain}
-    count = np.bincount(
-        segmentation.labels.reshape(-1, order="K").astype(np.int64).clip(0), minlength=max(plain.values()) + 1
-    )
+    # ravel in memory order: counting needs no particular one, and a Fortran-ordered map would be copied otherwise
+    flat = segmentation.labels.ravel(order="K")
+    count = np.bincount(flat[flat > 0], minlength=max(plain.values()) + 1)
     sides = cut_sides(segmentation.labels)
     out = {}
     for n, (name, value) in enumerate(plain.items()):

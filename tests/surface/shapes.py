@@ -117,12 +117,13 @@ def sample(
     """
     rng = np.random.default_rng(seed)
     spacing = np.asarray(spacing_mm)
-    half = np.asarray(shape.half_mm) if not rotate else np.full(3, np.linalg.norm(shape.half_mm))
-    n = np.ceil(2 * half / spacing).astype(int) + 5
+    half = np.asarray(shape.half_mm)
     affine = np.diag([*spacing, 1.0])
     if rotate:
         q, _ = np.linalg.qr(rng.normal(size=(3, 3)))
         affine[:3, :3] = q * spacing
+        half = np.abs(q).T @ half
+    n = np.ceil(2 * half / spacing).astype(int) + 5
     centre_index = (n - 1) / 2 + rng.uniform(-0.5, 0.5, 3)
     affine[:3, 3] = -affine[:3, :3] @ centre_index
     grid = Grid(tuple(int(v) for v in n), affine)

@@ -1,0 +1,131 @@
+"""`slice3d mesh LABELS --structure liver --out liver.stl`: surfaces from a segmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slice3d.cli import console
+
+if TYPE_CHECKING:
+    from slice3d.mesh import Mesh
+
+
+def mesh(
+    labels: Annotated[Path, typer.Argument(help="Labels: NIfTI, NRRD, MHA, DICOM SEG or RTSTRUCT.")],
+    out: Annotated[Path, typer.Option("--out", help="File (.stl .ply .obj .3mf .glb .vtp .vtm .mrml .mrb .dcm) or folder.")],
+    structure: Annotated[list[str] | None, typer.Option("--structure", "-s", help="Structure; repeat or separate by commas (default: all).")] = None,
+    study: Annotated[Path | None, typer.Option("--study", help="The images: grid of an RTSTRUCT, patient of a .dcm.")] = None,
+    smoothing_mm: Annotated[float | None, typer.Option("--smoothing-mm", help="Cut-off wavelength (default: four voxels; 0: none).")] = None,
+    triangles: Annotated[int | None, typer.Option("--triangles", help="Reduce to about this many per structure.")] = None,
+    max_error_mm: Annotated[float | None, typer.Option("--max-error-mm", help="Reduce triangles within this distance.")] = None,
+    min_fragment_mm3: Annotated[float, typer.Option("--min-fragment-mm3", help="Remove smaller separate parts.")] = 0.0,
+    min_cavity_mm3: Annotated[float, typer.Option("--min-cavity-mm3", help="Fill smaller cavities.")] = 0.0,
+    print_ready: Annotated[bool, typer.Option("--print-ready", help="Repair until it prints, or fail with exit code 4.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print measurements and checks as JSON.")] = False,
+) -> None:
+    """Make surfaces of structures, check and measure them, and write them to OUT."""
+    from slice3d import io
+    from slice3d.surface import SurfaceSettings, surfaces
+
+    settings = SurfaceSettings(
+        smoothing_mm=smoothing_mm, target_triangles=triangles, max_error_mm=max_error_mm,
+        min_fragment_mm3=min_fragment_mm3, min_cavity_mm3=min_cavity_mm3,
+    )  # fmt: skip
+    _check_target(out)
+    volume = io.load(study) if study is not None else None
+    segmentation = io.load_segmentation(labels, reference=volume)
+    wanted = [part.strip() for entry in structure or [] for part in entry.split(",") if part.strip()]
+    names = [_name(segmentation.structures, name) for name in wanted] or None
+    with console.progress_bar(quiet or as_json) as progress:
+        made = surfaces(segmentation, structures=names, settings=settings, progress=progress)
+        rows = {name: _judge(m, print_ready) for name, m in made.items()}
+    filled = [m for m, _ in rows.values() if len(m.faces)]
+    files = _write(filled, out, volume)
+    if as_json:
+        console.say_json({"structures": {name: row for name, (_, row) in rows.items()}, "outputs": files})
+        return
+    for name, (m, row) in rows.items():
+        console.say(_sentence(name, row), quiet=quiet)
+        console.say_findings(m.findings, quiet=quiet, indent="  ")
+    console.say(f"written: {', '.join(files)}", quiet=quiet)
+
+
+def _name(known: tuple[str, ...], asked: str) -> str:
+    """The segmentation's own name for what was asked for; unknown names get the nearest spelling."""
+    from slice3d import anatomy
+    from slice3d.errors import InputError
+
+    for name in (asked, anatomy.canonical(asked)):
+        if name in known:
+            return name
+    hint = anatomy.suggest(asked, known)
+    raise InputError(f"no structure {asked!r} in this segmentation; it holds: {', '.join(known) or 'none'}{hint}")
+
+
+def _check_target(out: Path) -> None:
+    """An unknown suffix or a folder that is not there must not wait for the work."""
+    from slice3d.errors import InputError
+    from slice3d.io.meshes import MESH_WRITERS
+
+    if out.suffix and not out.is_dir():
+        if out.suffix.lower() not in MESH_WRITERS:
+            raise InputError(f"{out.name!r} has suffix {out.suffix}; expected one of {', '.join(MESH_WRITERS)}, or a folder")
+        if not out.parent.is_dir():
+            raise InputError(f"folder {out.parent.name!r} does not exist; expected one to write into; create it first")
+
+
+def _judge(mesh: Mesh, print_ready: bool) -> tuple[Mesh, dict[str, Any]]:
+    """The mesh (repaired where asked for) and its figures. Raises `QualityError` where it cannot be printed."""
+    from slice3d.errors import QualityError
+    from slice3d.surface import check, measure, repair
+
+    if not len(mesh.faces):
+        if print_ready:
+            raise QualityError(f"{mesh.name} is not fit to print: it is empty; expected a structure with voxels")
+        return mesh, {"empty": True, "findings": [f.to_dict() for f in mesh.findings]}
+    report = check(mesh)
+    if print_ready and not report.passed:
+        mesh = repair(mesh)
+        report = check(mesh)
+        if not report.passed:
+            raise QualityError(f"{mesh.name} is not fit to print: {'; '.join(report.reasons)}; smooth or remesh it")
+    figures = {"measurements": measure(mesh).to_dict(), "check": report.to_dict()}
+    return mesh, {**figures, "findings": [f.to_dict() for f in mesh.findings]}
+
+
+def _write(meshes: list[Mesh], out: Path, volume: Any) -> list[str]:
+    from slice3d import io
+    from slice3d.errors import InputError
+    from slice3d.io.meshes import MESH_WRITERS
+    from slice3d.io.meshes_basic import names_of
+
+    if not meshes:
+        raise InputError("none of the structures has voxels, so there is no surface to write; check the labels")
+    if out.suffix and not out.is_dir():
+        options = {"source": volume} if out.suffix.lower() == ".dcm" and volume is not None else {}
+        MESH_WRITERS[out.suffix.lower()](meshes, out, **options)
+        return [out.name]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make folder {out.name}: {error.strerror or error}; choose another --out") from error
+    files = [f"{name}.stl" for name in names_of(meshes)]
+    for m, name in zip(meshes, files, strict=True):
+        io.save(m, out / name)
+    return files
+
+
+def _sentence(name: str, row: dict[str, Any]) -> str:
+    if row.get("empty"):
+        return f"{name}: empty"
+    figures, report = row["measurements"], row["check"]
+    verdict = "fit to print" if report["passed"] else "not fit to print: " + "; ".join(report["reasons"])
+    drift = f" ({report['volume_drift']:+.2%} of its voxels)" if report["volume_drift"] is not None else ""
+    return (
+        f"{name}: {figures['volume_ml']:.1f} ml{drift}, {figures['area_mm2'] / 100:.1f} cm², "
+        f"largest diameter {figures['diameter_mm']:.1f} mm, {report['faces']} triangles, {verdict}"
+    )

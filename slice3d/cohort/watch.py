@@ -1,4 +1,4 @@
-"""A folder that studies are sent to: each is done when nothing has changed in it for a while, and again if more comes."""
+"""A folder that studies are sent to: each is done when nothing changed in it for a while, and again if more comes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,175 @@
+"""The words of the report page: numbers, findings, how sure they are, and where they come from. All text is escaped."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from slice3d.findings import Finding
+from slice3d.mesh import Mesh
+from slice3d.viewer.colors import structure_color
+from slice3d.viewer.preview import millilitres, shown_structures
+from slice3d.viewer.words import plain, title_of
+from slice3d.volume import Segmentation, Volume
+
+_REFERENCE = (
+    ("dice", "Dice", "{:.3f}"),
+    ("hd95_mm", "HD95, mm", "{:.1f}"),
+    ("assd_mm", "Mean surface distance, mm", "{:.2f}"),
+    ("volume_difference_percent", "Volume difference, %", "{:+.1f}"),
+)
+_SWATCH = (
+    '<svg class="swatch" viewBox="0 0 1 1" aria-hidden="true"><rect width="1" height="1" fill="rgb({},{},{})"/></svg>'
+)
+_SEVERITY = {"error": "Problem", "warning": "Caution", "info": "Note"}
+
+
+def escape(text: object) -> str:
+    """Text for HTML: control and direction-override characters removed, markup characters escaped."""
+    return html.escape(plain(str(text), 4000), quote=True)
+
+
+def paragraphs(sentences: Sequence[str]) -> str:
+    """One paragraph each."""
+    return "".join(f"<p>{escape(s)}</p>" for s in sentences)
+
+
+def body(
+    volume: Volume,
+    segmentation: Segmentation,
+    surfaces: Sequence[Mesh],
+    metrics: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    findings: Sequence[Finding],
+) -> str:
+    """Everything below the viewer."""
+    structures = shown_structures(segmentation, surfaces)
+    rows: Mapping[str, Any] = metrics.get("structures", {})
+    return "".join(
+        (
+            _section("numbers", "Numbers", _table(segmentation, surfaces, structures, rows)),
+            _section("findings", "What to know", _findings(findings)),
+            _section("sure", "How sure is this?", _bullets(certainty(volume, segmentation, structures, rows))),
+            _section("origin", "Where it comes from", _origin(volume, manifest)),
+        )
+    )
+
+
+def _section(name: str, title: str, content: str) -> str:
+    return f'<section aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{content}</section>'
+
+
+def _table(
+    segmentation: Segmentation, surfaces: Sequence[Mesh], structures: Sequence[str], rows: Mapping[str, Any]
+) -> str:
+    by_name = {mesh.name: mesh for mesh in surfaces}
+    references = [column for column in _REFERENCE if any(column[0] in r.get("reference", {}) for r in rows.values())]
+    heads = [
+        "Structure",
+        "Volume, ml",
+        "Surface encloses, ml",
+        "Surface area, cm²",
+        "Pieces",
+        *(r[1] for r in references),
+    ]
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+    lines = []
+    for name in structures:
+        row = rows.get(name, {})
+        mesh = by_name.get(name)
+        red, green, blue = (mesh.color if mesh and mesh.color else None) or structure_color(name)
+        cells = [
+            millilitres(float(row.get("volume_ml", segmentation.volume_ml(name)))),
+            millilitres(mesh.volume_ml) if mesh else "–",
+            f"{mesh.area_mm2 / 100:.1f}" if mesh else "–",
+            str(row.get("components", "–")),
+            *(_number(row.get("reference", {}).get(key), form) for key, _, form in references),
+        ]
+        swatch = _SWATCH.format(red, green, blue)
+        values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        lines.append(f'<tr><th scope="row">{swatch}{escape(title_of(name))}</th>{values}</tr>')
+    caption = "<caption>Volumes of the labelled voxels and of the surfaces made from them</caption>"
+    table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-labelledby="numbers-title">{table}</div>'
+
+
+def _number(value: Any, form: str) -> str:
+    return form.format(value) if isinstance(value, (int, float)) and math.isfinite(value) else "–"
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return "<p>Nothing unusual was found in the study or the result. That does not prove the result right.</p>"
+    items = []
+    for f in findings:
+        words = f"<strong>{_SEVERITY[f.severity]}:</strong> {escape(f.message)} <code>{escape(f.code)}</code>"
+        items.append(f'<li class="{f.severity}">{words}</li>')
+    return f'<ul class="findings">{"".join(items)}</ul>'
+
+
+def _bullets(sentences: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(s)}</li>" for s in sentences) + "</ul>"
+
+
+def certainty(
+    volume: Volume, segmentation: Segmentation, structures: Sequence[str], rows: Mapping[str, Any]
+) -> list[str]:
+    """What was estimated and how far it may be off, one sentence each."""
+    out = []
+    model = segmentation.metadata.get("model") or segmentation.metadata.get("name")
+    if model:
+        version = segmentation.metadata.get("version", "")
+        out.append(
+            f"The outlines were drawn by the neural network {model} {version}".rstrip()
+            + ": an estimate, not a measurement. A person who knows the anatomy has to check them against the images."
+        )
+    else:
+        out.append("The outlines are labels that were handed in; this page does not know how they were made.")
+    for name in structures:
+        expected = rows.get(name, {}).get("expected_dice")
+        if isinstance(expected, (int, float)):
+            out.append(
+                f"{title_of(name)}: on patients this model had not seen, its outlines overlapped with the reference by "
+                f"a Dice of {expected:.2f} on average (1 is perfect); this patient can be worse."
+            )
+        out.extend(_range(segmentation, name))
+    if volume.synthesised is not None and volume.synthesised.any():
+        share = 100 * float(volume.synthesised.mean())
+        out.append(
+            f"{share:.0f} % of the image was computed between the acquired slices; it shows what is likely, not what is."
+        )
+    gap = max(volume.grid.spacing_mm)
+    out.append(
+        f"The coarsest distance between voxels is {gap:.2g} mm. In that direction edges, and distances measured on "
+        "them, are known to about half of it at best."
+    )
+    return out
+
+
+def _range(segmentation: Segmentation, name: str) -> list[str]:
+    """Volumes at a strict and a generous threshold, where the method gave probabilities."""
+    chance = segmentation.probabilities.get(name)
+    if chance is None:
+        return []
+    voxel_ml = segmentation.grid.voxel_volume_mm3 / 1000
+    few, many = (float(np.count_nonzero(np.asarray(chance) > p)) * voxel_ml for p in (0.75, 0.25))
+    return [
+        f"{title_of(name)}: between {millilitres(few)} and {millilitres(many)} ml, depending on whether doubtful voxels "
+        "count (network probability above 0.75 or above 0.25)."
+    ]
+
+
+def _origin(volume: Volume, manifest: Mapping[str, Any]) -> str:
+    shape = " × ".join(str(n) for n in volume.grid.shape)
+    spacing = " × ".join(f"{s:.3g}" for s in volume.grid.spacing_mm)
+    facts = f"{volume.modality or 'Image'} of {shape} voxels, {spacing} mm, axes {volume.grid.orientation}."
+    out = f"<p>{escape(facts)}</p>"
+    if manifest:
+        text = html.escape(json.dumps(manifest, indent=2, ensure_ascii=True, default=str), quote=True)
+        out += f'<details><summary>Manifest: input hash, versions, settings, timings</summary><pre tabindex="0">{text}</pre></details>'
+    return out

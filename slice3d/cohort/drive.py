@@ -5,6 +5,8 @@ Dask's own retries are not relied upon: the records on disk decide what is done,
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import os
@@ -231,8 +233,12 @@ def _ended(active: dict[Any, Task], seconds: float) -> list[Any]:
     if not active:
         time.sleep(min(seconds, 0.1))
         return []
-    with contextlib.suppress(TimeoutError):
+    try:
         wait(list(active), timeout=seconds, return_when="FIRST_COMPLETED")
+    except TimeoutError:
+        pass
+    except (asyncio.CancelledError, concurrent.futures.CancelledError) as error:
+        raise OSError("the scheduler went away with its tasks") from error
     ended = [future for future in active if future.status != "pending"]
     if any(future.status in ("cancelled", "lost") for future in ended):
         raise OSError("the scheduler forgot its tasks")

@@ -23,6 +23,7 @@ _PUBLIC = {
     "load_segmentation": "slice3d.io",
     "save": "slice3d.io",
     "segment": "slice3d.pipeline",
+    "run_cohort": "slice3d.cohort",
     "upsample": "slice3d.superres",
     "surface": "slice3d.surface",
     "surfaces": "slice3d.surface",
@@ -37,6 +38,7 @@ __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
     from slice3d import models as models
+    from slice3d.cohort import run_cohort as run_cohort
     from slice3d.errors import Slice3DError as Slice3DError
     from slice3d.findings import Finding as Finding
     from slice3d.grid import Grid as Grid

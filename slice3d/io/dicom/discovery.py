@@ -47,7 +47,7 @@ def discover(path: Path, *, progress: Progress = silent) -> Found:
 def _discover(path: Path, progress: Progress) -> Found:
     try:
         if path.is_dir():
-            return _read_all([FileRef(str(p)) for p in walk(path)], progress)
+            return _read_folder(path, progress)
         if zipfile.is_zipfile(path):
             return _read_zip(path, progress)
         if path.name.upper() == "DICOMDIR" or _is_dicomdir(path):
@@ -57,15 +57,32 @@ def _discover(path: Path, progress: Progress) -> Found:
         raise InputError(f"cannot read {path.name}: {error.strerror or error}; check the permissions") from error
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Regular files below a folder in a fixed order; hidden files and links that lead back are left out."""
-    count = 0
+def _read_folder(folder: Path, progress: Progress) -> Found:
+    away: list[Path] = []
+    found = _read_all([FileRef(str(p)) for p in walk(folder, away=away)], progress)
+    if away:
+        text = f"{len(away)} links that lead out of the study's folder were left out; copy the files in if they belong."
+        found.findings.append(Finding("links-left-out", text, "warning", {"links": len(away)}))
+    return found
+
+
+def walk(folder: Path, *, away: list[Path] | None = None) -> Iterator[Path]:
+    """Regular files below a folder in a fixed order; hidden files and links that lead back are left out.
+
+    Links that lead out of the folder are left out too, and added to `away`: a study that was sent by somebody must not
+    reach files that were not sent.
+    """
+    count, top = 0, folder.resolve()
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
         for name in sorted(names):
             path = Path(root) / name
             # a pipe or a device would block or never end
             if name.startswith(".") or not path.is_file():
+                continue
+            if path.is_symlink() and top not in path.resolve().parents:
+                if away is not None:
+                    away.append(path)
                 continue
             count += 1
             if count > MAX_FILES:

@@ -44,7 +44,7 @@ class Group:
     aliases: tuple[str, ...] = ()
 
 
-_TABLE = (
+_TABLE: tuple[Structure, ...] = (
     Structure(
         "body",
         "38266002",
@@ -91,6 +91,145 @@ _TABLE = (
     Structure("sarcoma", "2424003", "Sarcoma", (144, 238, 144), "lesion", aliases=("soft tissue sarcoma",)),
 )
 
+# the further structures of published label schemes: name → (code, meaning); ribs and vertebrae by number
+_ORGANS = {
+    "gallbladder": ("28231008", "Gallbladder", (139, 150, 98)),
+    "stomach": ("69695003", "Stomach", (216, 132, 105)),
+    "pancreas": ("15776009", "Pancreas", (249, 180, 111)),
+    "esophagus": ("32849002", "Esophagus", (211, 171, 143)),
+    "trachea": ("44567001", "Trachea", (182, 228, 255)),
+    "thyroid_gland": ("69748006", "Thyroid", (62, 162, 114)),
+    "small_bowel": ("30315005", "Small intestine", (205, 167, 142)),
+    "duodenum": ("38848004", "Duodenum", (255, 253, 229)),
+    "colon": ("71854001", "Colon", (204, 168, 143)),
+    "urinary_bladder": ("89837001", "Bladder", (222, 154, 132)),
+    "prostate": ("41216001", "Prostate", (230, 158, 140)),
+    "heart": ("80891009", "Heart", (206, 110, 84)),
+    "spinal_cord": ("2748008", "Spinal cord", (244, 214, 49)),
+}
+_PAIRED_ORGANS = {
+    "adrenal_gland": ("23451007", "Adrenal gland", (244, 186, 150)),
+    "lung_upper_lobe": ("45653009", "Upper lobe of lung", (172, 138, 115)),
+    "lung_lower_lobe": ("90572001", "Lower lobe of lung", (224, 186, 162)),
+}
+_VESSELS = {
+    "pulmonary_vein": ("122972007", "Pulmonary vein", (186, 77, 64)),
+    "brachiocephalic_trunk": ("12691009", "Brachiocephalic trunk", (196, 121, 79)),
+    "superior_vena_cava": ("48345005", "Superior vena cava", (0, 151, 206)),
+    "inferior_vena_cava": ("64131007", "Inferior vena cava", (0, 138, 190)),
+    "portal_vein_and_splenic_vein": ("32764006", "Portal vein", (0, 119, 170)),
+}
+_PAIRED_VESSELS = {
+    "subclavian_artery": ("36765005", "Subclavian artery", (216, 101, 79)),
+    "common_carotid_artery": ("32062004", "Common carotid artery", (210, 90, 75)),
+    "brachiocephalic_vein": ("8887007", "Brachiocephalic vein", (0, 161, 196)),
+    "iliac_artery": ("73634005", "Common iliac artery", (216, 113, 90)),
+    "iliac_vena": ("46027005", "Common iliac vein", (20, 141, 196)),
+}
+_BONES = {
+    "sacrum": ("54735007", "Sacrum", (212, 188, 102)),
+    "skull": ("89546000", "Skull", (241, 213, 144)),
+    "sternum": ("56873002", "Sternum", (244, 217, 154)),
+    "costal_cartilages": ("50016007", "Costal cartilage", (111, 184, 210)),
+}
+_PAIRED_BONES = {
+    "humerus": ("85050009", "Humerus", (205, 179, 108)),
+    "scapula": ("79601000", "Scapula", (212, 188, 112)),
+    "clavicula": ("51299004", "Clavicle", (222, 198, 101)),
+    "femur": ("71341001", "Femur", (255, 238, 170)),
+    "hip": ("29836001", "Hip", (218, 195, 130)),
+}
+_PAIRED_MUSCLES = {
+    "gluteus_maximus": ("206007", "Gluteus maximus muscle", (188, 95, 76)),
+    "gluteus_medius": ("78333006", "Gluteus medius muscle", (178, 105, 76)),
+    "gluteus_minimus": ("71616004", "Muscle", (168, 85, 66)),
+    "autochthon": ("44947003", "Erector spinae muscle", (171, 85, 68)),
+    "iliopsoas": ("68455001", "Iliopsoas muscle", (198, 105, 86)),
+}
+_VERTEBRAE = {
+    "C1": "14806007", "C2": "39976000", "C3": "113205007", "C4": "5329002", "C5": "36978003", "C6": "36054005",
+    "C7": "87391001", "T1": "64864005", "T2": "53733008", "T3": "1626008", "T4": "73071006", "T5": "56401006",
+    "T6": "45296009", "T7": "62487009", "T8": "11068009", "T9": "82687006", "T10": "7610001", "T11": "12989004",
+    "T12": "23215003", "L1": "66794005", "L2": "14293000", "L3": "36470004", "L4": "11994002", "L5": "49668003",
+}  # fmt: skip
+_BRAIN = {
+    "brain": ("12738006", "Brain", (250, 250, 225)),
+    "third_ventricle": ("49841001", "Third ventricle", (88, 106, 215)),
+    "fourth_ventricle": ("35918002", "Fourth ventricle", (70, 96, 205)),
+    "brainstem": ("119238007", "Brain stem", (85, 188, 255)),
+}
+_PAIRED_BRAIN = {
+    "cerebral_white_matter": ("68523003", "Cerebral white matter", (245, 245, 245)),
+    "cerebral_cortex": ("40146001", "Cerebral cortex", (205, 62, 78)),
+    "lateral_ventricle": ("66720007", "Lateral ventricle", (120, 18, 134)),
+    "inferior_lateral_ventricle": ("53118009", "Inferior horn of lateral ventricle", (196, 58, 250)),
+    "cerebellum_white_matter": ("33060004", "Cerebellar white matter", (220, 248, 164)),
+    "cerebellum_cortex": ("25991003", "Cerebellar cortex", (230, 148, 34)),
+    "thalamus": ("42695009", "Thalamus", (0, 118, 14)),
+    "caudate": ("11000004", "Caudate nucleus", (122, 186, 220)),
+    "putamen": ("89278009", "Putamen", (236, 13, 176)),
+    "pallidum": ("14738005", "Globus pallidus", (12, 48, 255)),
+    "hippocampus": ("5366008", "Hippocampus", (220, 216, 20)),
+    "amygdala": ("4958002", "Amygdala", (103, 255, 255)),
+    "accumbens": ("427667007", "Nucleus accumbens", (255, 165, 0)),
+}
+_Entries = Mapping[str, tuple[str, str, tuple[int, int, int]]]
+
+
+def _single(entries: _Entries, kind: Kind) -> tuple[Structure, ...]:
+    known = {s.name for s in _TABLE}
+    return tuple(Structure(name, *entry, kind) for name, entry in entries.items() if name not in known)
+
+
+def _pairs(entries: _Entries, kind: Kind) -> tuple[Structure, ...]:
+    sides: tuple[Side, Side] = ("left", "right")
+    known = {s.name for s in _TABLE}
+    return tuple(
+        Structure(f"{name}_{side}", code, meaning, shade(color, side), kind, side)
+        for name, (code, meaning, color) in entries.items()
+        for side in sides
+        if f"{name}_{side}" not in known
+    )
+
+
+def shade(color: tuple[int, int, int], side: Side) -> tuple[int, int, int]:
+    """The right one of a pair a little darker, so that the two can be told apart where they meet."""
+    return color if side != "right" else (color[0] * 9 // 10, color[1] * 9 // 10, color[2] * 9 // 10)
+
+
+def _spine_and_ribs() -> tuple[Structure, ...]:
+    out = [
+        Structure(
+            f"vertebrae_{level}", code, f"{level} vertebra", (226 + 14 * (n % 2), 202 + 14 * (n % 2), 134), "bone"
+        )
+        for n, (level, code) in enumerate(_VERTEBRAE.items())
+    ]
+    sides: tuple[Side, Side] = ("left", "right")
+    for side in sides:
+        for number in range(1, 13):
+            tint = (253 - 12 * (number % 2), 232 - 14 * (number % 2), 158 - 8 * (number % 2))
+            out.append(Structure(f"rib_{side}_{number}", "113197003", "Rib", shade(tint, side), "bone", side))
+    return tuple(out)
+
+
+_TABLE = (
+    *_TABLE,
+    *_single(_ORGANS, "organ"),
+    *_pairs(_PAIRED_ORGANS, "organ"),
+    Structure("lung_middle_lobe_right", "72481006", "Middle lobe of right lung", (202, 164, 140), side="right"),
+    Structure("atrial_appendage_left", "33626005", "Left auricular appendage", (190, 98, 84), side="left"),
+    *_single(_VESSELS, "vessel"),
+    *_pairs(_PAIRED_VESSELS, "vessel"),
+    *_single(_BONES, "bone"),
+    *_pairs(_PAIRED_BONES, "bone"),
+    *_spine_and_ribs(),
+    *_pairs(_PAIRED_MUSCLES, "tissue"),
+    *_single(_BRAIN, "brain"),
+    *_pairs(_PAIRED_BRAIN, "brain"),
+    *_single({"hippocampus_anterior": _PAIRED_BRAIN["hippocampus"]}, "brain"),
+    *_single({"hippocampus_posterior": ("5366008", "Hippocampus", (200, 150, 20))}, "brain"),
+)
+
 _GROUPS = (
     Group("lungs", ("lung_left", "lung_right"), ("lung",)),
     Group("kidneys", ("kidney_left", "kidney_right"), ("kidney",)),
@@ -110,7 +249,8 @@ def _normal(name: str) -> str:
 
 
 _ALIASES: dict[str, str] = {}
-for _entry in (*_TABLE, *_GROUPS):
+_ENTRIES: tuple[Structure | Group, ...] = (*_TABLE, *_GROUPS)
+for _entry in _ENTRIES:
     for _alias in (_entry.name, *_entry.aliases):
         _ALIASES[_normal(_alias)] = _entry.name
 

@@ -20,7 +20,7 @@ from slice3d.grid import Grid
 from slice3d.io.files import atomic
 from slice3d.io.layers import combine, unique
 from slice3d.io.nifti import as_labels
-from slice3d.io.terms import category_of, laterality_of
+from slice3d.io.terms import ANATOMICAL, ANATOMICAL_IN_SLICER, category_of, laterality_of
 from slice3d.volume import Segmentation, freeze
 
 _LPS = np.array([-1.0, -1.0, 1.0])
@@ -74,12 +74,14 @@ def _extent(mask: NDArray[np.bool_]) -> list[int]:
 def _terminology(name: str) -> str:
     """Slicer's terminology entry: context ~ category ~ type ~ modifier ~ region context ~ region ~ region modifier."""
     structure = anatomy.STRUCTURES.get(anatomy.canonical(name))
-    category = "^".join(category_of(structure))
+    category = category_of(structure)
+    if category == ANATOMICAL:
+        category = ANATOMICAL_IN_SLICER
     code = f"SCT^{structure.code}^{structure.meaning}" if structure and structure.code else "SCT^85756007^Tissue"
     side = laterality_of(structure)
     modifier = "^".join(side) if side else "^^"
     return (
-        f"Segmentation category and type - 3D Slicer General Anatomy list~{category}~{code}~{modifier}"
+        f"Segmentation category and type - 3D Slicer General Anatomy list~{'^'.join(category)}~{code}~{modifier}"
         "~Anatomic codes - DICOM master list~^^~^^"
     )
 

@@ -6,7 +6,9 @@ from slice3d.anatomy import Structure
 
 Code = tuple[str, str, str]
 
-ANATOMICAL: Code = ("SCT", "123037004", "Anatomical Structure")
+ANATOMICAL: Code = ("SCT", "91723000", "Anatomical Structure")
+# the code that CID 7150 held before, which 3D Slicer's own lists still use
+ANATOMICAL_IN_SLICER: Code = ("SCT", "123037004", "Anatomical Structure")
 MORPHOLOGY: Code = ("SCT", "49755003", "Morphologically Abnormal Structure")
 TISSUE: Code = ("SCT", "85756007", "Tissue")
 LEFT: Code = ("SCT", "7771000", "Left")

@@ -198,6 +198,7 @@ def test_dicomdir(tmp_path):
     for dataset in main:
         media.add(dataset)
     media.write(tmp_path / "cd")
+    media._tmpdir.cleanup()  # else its finalizer warns at some later time, in some other test
     listing = slice3d.scan(tmp_path / "cd" / "DICOMDIR")
     assert listing.files == 9
     np.testing.assert_array_equal(slice3d.load(tmp_path / "cd" / "DICOMDIR").data, data)

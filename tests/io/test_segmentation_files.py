@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import highdicom as hd
@@ -71,7 +72,7 @@ def test_dicom_seg_as_highdicom_reads_it(tmp_path, volume):
         assert description.segmented_property_type.value == structure.code
         assert description.segmented_property_type.scheme_designator == "SCT"
         assert description.segmented_property_category.value == (
-            "49755003" if structure.kind == "lesion" else "123037004"
+            "49755003" if structure.kind == "lesion" else "91723000"
         )
         colour = hd.color.CIELabColor.from_dicom_value(description.RecommendedDisplayCIELabValue).to_rgb()
         assert np.abs(np.array(colour) - structure.color).max() <= 2
@@ -270,6 +271,24 @@ def test_overlapping_layers_of_slicer_are_understood(tmp_path):
     np.testing.assert_array_equal(found.mask("liver"), first > 0)
     np.testing.assert_array_equal(found.mask("tumor"), second > 0)
     assert found.grid.matches(grid, tolerance_mm=1e-6)
+
+
+def test_codes_are_those_of_the_standard():
+    """Every code that DICOM's own tables know means there what it means here."""
+    from pydicom.sr._concepts_dict import concepts
+
+    official: dict[str, set[str]] = {}
+    for entries in concepts["SCT"].values():
+        for code, (meaning, _) in entries.items():
+            official.setdefault(code, set()).add(meaning.lower())
+    known = 0
+    for structure in anatomy.STRUCTURES.values():
+        meanings = official.get(structure.code)
+        if meanings:
+            known += 1
+            words = set(re.findall("[a-z0-9]+", structure.meaning.lower()))
+            assert any(words & set(re.findall("[a-z0-9]+", m)) for m in meanings), (structure.name, meanings)
+    assert known > 0.9 * len(anatomy.STRUCTURES)
 
 
 def structure_set(volume, contours):

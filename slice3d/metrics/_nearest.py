@@ -115,10 +115,10 @@ def _triangle2(vertex: NDArray[Any], a: int, b: int, c: int, x: float, y: float,
         vc = d1 * d4 - d3 * d2
         vb = d5 * d2 - d1 * d6
         va = d3 * d6 - d5 * d4
-        if vc <= 0 and d1 >= 0 and d3 <= 0:
-            s = d1 / (d1 - d3) if d1 != d3 else 0.0
-        elif vb <= 0 and d2 >= 0 and d6 <= 0:
-            t = d2 / (d2 - d6) if d2 != d6 else 0.0
+        if vc <= 0 and d1 >= 0 and d3 <= 0 and d1 != d3:
+            s = d1 / (d1 - d3)
+        elif vb <= 0 and d2 >= 0 and d6 <= 0 and d2 != d6:
+            t = d2 / (d2 - d6)
         elif va <= 0 and d4 - d3 >= 0 and d5 - d6 >= 0:
             length = (d4 - d3) + (d5 - d6)
             t = (d4 - d3) / length if length > 0 else 0.0

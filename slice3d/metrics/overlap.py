@@ -174,9 +174,9 @@ def volume_difference_ml(prediction: ArrayLike, reference: ArrayLike, grid: Grid
 def boundary_iou(prediction: ArrayLike, reference: ArrayLike, grid: Grid, *, width_mm: float) -> float:
     """Boundary IoU: Jaccard index of the two inner boundary bands.
 
-    The band of a mask is every voxel of it with the centre of an outside voxel at most `width_mm` away (outside the
-    array counts as outside the structure). Unit: none. Range: 0…1, higher is better. Both empty: NaN. One empty: 0.
-    No overlap: 0. Reference: Cheng et al., Boundary IoU, CVPR 2021.
+    The band of a mask is every voxel of it with an outside face neighbour, or with the centre of any outside voxel at
+    most `width_mm` away (outside the array counts as outside the structure). Unit: none. Range: 0…1, higher is better.
+    Both empty: NaN. One empty: 0. No overlap: 0. Reference: Cheng et al., Boundary IoU, CVPR 2021.
     """
     a, b = as_masks(prediction, reference)
     return band_counts(a, b, grid, width_mm).jaccard
@@ -194,7 +194,7 @@ def band_counts(a: NDArray[np.bool_], b: NDArray[np.bool_], grid: Grid, width_mm
 def inner_band(
     mask: NDArray[np.bool_], steps_mm: NDArray[Any], width_mm: float, *, flat_axes: tuple[int, ...] = ()
 ) -> NDArray[np.bool_]:
-    """The voxels of `mask` with the centre of an outside voxel within `width_mm`.
+    """The voxels of `mask` with an outside face neighbour or the centre of an outside voxel within `width_mm`.
 
     steps_mm: (3, 3), columns are the steps of one voxel in mm. flat_axes: axes that are
     a single slice, without an outside.
@@ -209,4 +209,5 @@ def inner_band(
     around = np.stack(np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij"), axis=-1).reshape(-1, 3)
     length = np.linalg.norm(around @ steps_mm.T, axis=1)
     near = np.argsort(length, kind="stable")[1 : np.count_nonzero(length <= width_mm * (1 + 1e-9))]
-    return _band.inner_band(mask, around[near])
+    faces = [sign * np.eye(3, dtype=np.int64)[axis] for axis in range(3) if axis not in flat_axes for sign in (-1, 1)]
+    return _band.inner_band(mask, np.concatenate([np.array(faces, np.int64).reshape(-1, 3), around[near]]))

@@ -64,14 +64,19 @@ def evaluate(
     return pd.DataFrame(rows, index=pd.Index(names, name="structure"))
 
 
+def expected_structures(prediction: Segmentation, reference: Segmentation) -> list[str]:
+    """Every structure that the reference names. Raises `InputError` when the prediction shares none of them."""
+    return _structures(prediction, reference, None)
+
+
 def _structures(prediction: Segmentation, reference: Segmentation, wanted: Iterable[str] | str | None) -> list[str]:
     known = reference.structures
     if wanted is None:
         common = [name for name in known if name in prediction.structures]
         if not common:
             raise InputError(
-                f"prediction names {_listed(prediction.structures)}; reference names {_listed(known)}; expected at least one "
-                "structure in common; rename one side"
+                f"prediction names {_listed(prediction.structures)}; reference names {_listed(known)}; "
+                "expected at least one structure in common; rename one side"
             )
         return list(known)
     names = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))

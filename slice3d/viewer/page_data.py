@@ -22,7 +22,7 @@ _MZ3_MAGIC, _MZ3_FACES_AND_VERTICES = 23117, 3
 
 
 def shrink(volume: Volume, segmentation: Segmentation, *, most_voxels: int) -> tuple[Volume, Segmentation, str]:
-    """Image (mean of blocks) and labels (nearest) with at most `most_voxels`; the sentence says what was done, or ""."""
+    """Image (mean of blocks) and labels (nearest) with at most `most_voxels`; the sentence says so, else ""."""
     factors = _factors(volume.grid, most_voxels)
     if factors == (1, 1, 1):
         return volume, segmentation, ""

@@ -30,6 +30,7 @@ from slice3d.volume import Segmentation, Volume
 _CLASS = re.compile(r'Creating new Niivue instance"\);.{0,200}?=new ([A-Za-z_$][\w$]*)\(', re.S)
 _TAIL = re.compile(r"export\s*\{[^}]*\}\s*;?\s*$")
 _MOST_LABELS = 250
+_FAINTEST = 0.1
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ def report(
     known = unique_findings(findings, volume.findings, segmentation.findings)
     picture = png_bytes(preview(volume, segmentation, surfaces, findings=known))
     body = sections.body(volume, segmentation, surfaces, metrics or {}, manifest or {}, known)
-    voxels, triangles = settings.most_voxels, settings.most_triangles
-    for _ in range(5):
+    voxels = min(settings.most_voxels, volume.data.size)
+    triangles = min(settings.most_triangles, sum(len(mesh.faces) for mesh in surfaces))
+    for _ in range(6):
         data, notes = _data(volume, segmentation, surfaces, voxels, triangles)
         html = _page(settings.title, library, body, data, notes, picture)
         size = len(html.encode("utf-8"))
@@ -131,12 +133,17 @@ def _data(
                 "color": by_name[name].color if name in by_name and by_name[name].color else structure_color(name),
                 "labels": [number[v] for v in _values(segmentation, name, structures) if v in number],
                 "surface": _base64(surface_bytes(by_name[name])) if name in by_name else "",
-                "opacity": solid.get(name, 1.0),
+                "opacity": _page_opacity(solid.get(name, 1.0)),
                 "shown": anatomy.canonical(name) != "body" or len(names) == 1,
             }
             for name in names
         ],
     }, notes
+
+
+def _page_opacity(opacity: float) -> float:
+    # On the page's black ground, and where anything can be switched off, translucent surfaces may be more solid.
+    return opacity if opacity in (_FAINTEST, 1.0) else round(min(1.0, opacity + 0.2), 3)
 
 
 def _start(segmentation: Segmentation, structures: Sequence[str]) -> list[float]:

@@ -141,7 +141,7 @@ def certainty(
     if volume.synthesised is not None and volume.synthesised.any():
         share = 100 * float(volume.synthesised.mean())
         out.append(
-            f"{share:.0f} % of the image was computed between the acquired slices; it shows what is likely, not what is."
+            f"{share:.0f} % of the image was computed between the acquired slices: what is likely, not what was seen."
         )
     gap = max(volume.grid.spacing_mm)
     out.append(
@@ -159,8 +159,8 @@ def _range(segmentation: Segmentation, name: str) -> list[str]:
     voxel_ml = segmentation.grid.voxel_volume_mm3 / 1000
     few, many = (float(np.count_nonzero(np.asarray(chance) > p)) * voxel_ml for p in (0.75, 0.25))
     return [
-        f"{title_of(name)}: between {millilitres(few)} and {millilitres(many)} ml, depending on whether doubtful voxels "
-        "count (network probability above 0.75 or above 0.25)."
+        f"{title_of(name)}: between {millilitres(few)} and {millilitres(many)} ml, depending on whether doubtful "
+        "voxels count (network probability above 0.75 or above 0.25)."
     ]
 
 
@@ -171,5 +171,6 @@ def _origin(volume: Volume, manifest: Mapping[str, Any]) -> str:
     out = f"<p>{escape(facts)}</p>"
     if manifest:
         text = html.escape(json.dumps(manifest, indent=2, ensure_ascii=True, default=str), quote=True)
-        out += f'<details><summary>Manifest: input hash, versions, settings, timings</summary><pre tabindex="0">{text}</pre></details>'
+        summary = "<summary>Manifest: input hash, versions, settings, timings</summary>"
+        out += f'<details>{summary}<pre tabindex="0">{text}</pre></details>'
     return out

@@ -3,7 +3,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const canvas = byId("canvas");
 const status = byId("status");
-const CROSS = 8, RULER = 2, PAN = 3; // NiiVue's drag modes
+const CROSS = 8, RULER = 2, WINDOWING = 9; // NiiVue's drag modes
 const ALL = 3, RENDER = 4; // NiiVue's slice types
 const PLANES = [
   { name: "Axial", type: 0, axis: 2, ends: ["I", "S"] },
@@ -191,7 +191,7 @@ async function open() {
     backColor: [0, 0, 0, 1], crosshairColor: [1, 0.85, 0.3, 0.8], crosshairWidth: 1, crosshairWidthUnit: "voxels",
     fontColor: [1, 0.88, 0.55, 1], isRadiologicalConvention: true, sagittalNoseLeft: true, isSliceMM: true,
     multiplanarShowRender: 1, multiplanarLayout: 2, dragAndDropEnabled: false, showLegend: false, loadingText: "",
-    logLevel: "error", dragMode: PAN, dragModePrimary: CROSS, measureLineColor: [0.4, 0.9, 1, 1],
+    logLevel: "error", dragMode: WINDOWING, dragModePrimary: CROSS, measureLineColor: [0.4, 0.9, 1, 1],
     measureTextColor: [0.4, 0.9, 1, 1], meshThicknessOn2D: 0, show3Dcrosshair: true, isAlphaClipDark: true,
   });
   await nv.attachToCanvas(canvas, true);

@@ -129,7 +129,7 @@ def write_ply(mesh: Mesh | Sequence[Mesh], path: Path) -> None:
     point = np.dtype([("p", "<f8", 3), ("c", "u1", 3), *((f"s{n}", "<f4") for n in range(len(shared)))])
     points = np.zeros(len(vertices), dtype=point)
     points["p"] = vertices * LPS
-    points["c"] = np.concatenate([np.tile(np.uint8(color_of(m)), (len(m.vertices), 1)) for m in meshes])
+    points["c"] = np.concatenate([np.tile(np.array(color_of(m), dtype=np.uint8), (len(m.vertices), 1)) for m in meshes])
     for n, name in enumerate(shared):
         points[f"s{n}"] = np.concatenate([np.asarray(m.scalars[name], dtype=np.float32) for m in meshes])
     triangles = np.zeros(len(faces), dtype=np.dtype([("n", "u1"), ("v", "<i4", 3)]))

@@ -188,7 +188,7 @@ def minimum_wall(mesh: Mesh, *, rays: int = 4000) -> float | None:
 
     points, normals = sample_with_normals(mesh, rays)
     all_normals = topology.face_normals(mesh.vertices, mesh.faces)
-    locator = vtkStaticCellLocator()
+    locator: Any = vtkStaticCellLocator()
     locator.SetDataSet(_vtk.polydata(mesh.vertices, mesh.faces))
     locator.BuildLocator()
     reach = float(np.linalg.norm(np.ptp(mesh.vertices, axis=0))) + 1.0

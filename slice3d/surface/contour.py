@@ -45,7 +45,8 @@ def snap(values: Array) -> Array:
         np.maximum(s[1:], jump, out=s[1:])
         np.maximum(s[:-1], jump, out=s[:-1])
     limit = _SNAP * step
-    return np.where(values > 0, np.maximum(values, limit), np.minimum(values, -limit))
+    out: Array = np.where(values > 0, np.maximum(values, limit), np.minimum(values, -limit))
+    return out
 
 
 def keep_volume(

@@ -53,7 +53,7 @@ def nearest(mesh: Mesh, points: NDArray[np.float64]) -> tuple[NDArray[np.float64
     from vtkmodules.vtkCommonDataModel import vtkStaticCellLocator
 
     require_faces(mesh, "a distance")
-    locator = vtkStaticCellLocator()
+    locator: Any = vtkStaticCellLocator()
     locator.SetDataSet(_vtk.polydata(mesh.vertices, mesh.faces))
     locator.BuildLocator()
     found = np.zeros((len(points), 3))

@@ -157,5 +157,5 @@ def empty(structure: str) -> Mesh:
     """An empty mesh that says so."""
     text = f"{structure} has no voxels in this segmentation; its surface is empty"
     finding = Finding("empty-structure", text, details={"structure": structure})
-    nothing = np.zeros((0, 3), dtype=np.int64)
-    return Mesh(nothing, nothing, name=structure, color=anatomy.color(structure), findings=(finding,))
+    none = np.zeros((0, 3), dtype=np.int64)
+    return Mesh(np.zeros((0, 3)), none, name=structure, color=anatomy.color(structure), findings=(finding,))

@@ -39,7 +39,8 @@ def plane_distance(part: Float, widths: Float) -> Float:
         middle = (low + high) / 2
         below = fraction(middle, widths) < part
         low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return (low + high) / 2
+    out: Float = (low + high) / 2
+    return out
 
 
 def is_partial_volume(probability: NDArray[np.float32]) -> bool:

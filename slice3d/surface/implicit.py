@@ -239,7 +239,8 @@ def _kernel(sigma: float) -> NDArray[np.float64]:
     gauss = np.exp(-0.5 * (x / sigma) ** 2)
     gauss /= gauss.sum()
     out: NDArray[np.float64] = (2 * gauss - np.convolve(gauss, gauss, mode="same"))[radius : 3 * radius + 1]
-    return out / out.sum()
+    out /= out.sum()
+    return out
 
 
 def least_bending(mask: NDArray[np.bool_], spacing: NDArray[np.float64], *, iterations: int = 40) -> Array:

@@ -107,4 +107,5 @@ def _folded(corner: NDArray[np.float64], pairs: Pairs) -> NDArray[np.bool_]:
     dot = np.einsum("ij,ij->i", normal[0], normal[1])
     length = np.linalg.norm(normal[0], axis=1) * np.linalg.norm(normal[1], axis=1)
     folded: NDArray[np.bool_] = dot < -(1 - 1e-6) * length
-    return folded & (length > 0)
+    folded &= length > 0
+    return folded

@@ -75,6 +75,7 @@ def network(segmentation: Segmentation, labels: Sequence[int], *, progress: Prog
         return None
     grid = segmentation.grid.crop(start.tolist(), stop.tolist())
     factors = _factors(grid)
+    target = np.bincount(window.reshape(-1)).astype(np.float64) * float(np.prod(factors))
     if factors.max() > 1:
         window = refine_labels(window, grid, factors, progress=progress)
     window = np.pad(window, _PAD)
@@ -83,8 +84,13 @@ def network(segmentation: Segmentation, labels: Sequence[int], *, progress: Prog
     crossing = _crossings(window, edges, progress)
     points, quads, cells = _net(window.shape, edges, crossing)
     sides = np.stack([window.reshape(-1)[edges.low], window.reshape(-1)[edges.high]], axis=1).astype(np.int64)
-    target = np.bincount(window.reshape(-1)).astype(np.float64)
-    points = _keep_volumes(points, quads, sides, cells, target)
+    # No vertex leaves its cell, so that no interface passes through another, nor the scan where it touches its border.
+    ends = (
+        np.where(start == 0, _PAD - 0.5, -np.inf),
+        np.where(stop == segmentation.grid.shape, np.asarray(window.shape) - _PAD - 0.5, np.inf),
+    )
+    limits = np.maximum(cells + 0.03, ends[0]), np.minimum(cells + 0.97, ends[1])
+    points = _keep_volumes(points, quads, sides, limits, target)
     index = (points - _PAD + 0.5) / factors - 0.5
     if np.linalg.det(grid.affine[:3, :3]) < 0:
         quads = quads[:, ::-1]
@@ -172,10 +178,9 @@ def _net(
     number = np.cumsum(used, dtype=np.int64) - 1
     quads = number[cells]
     count = int(number[-1]) + 1
-    total = np.bincount(quads.reshape(-1), minlength=count)
-    points = np.stack(
-        [np.bincount(quads.reshape(-1), np.repeat(place[:, n], 4), minlength=count) / total for n in range(3)], axis=1
-    )
+    total = np.bincount(quads.reshape(-1), minlength=count).astype(np.float64)
+    sums = [np.bincount(quads.reshape(-1), np.repeat(place[:, n], 4), minlength=count) for n in range(3)]
+    points = np.stack(sums, axis=1) / total[:, None]
     lowest = np.stack(np.unravel_index(np.flatnonzero(used), shape), axis=1).astype(np.float64)
     return points, quads, lowest
 
@@ -184,13 +189,13 @@ def _keep_volumes(
     points: NDArray[np.float64],
     quads: NDArray[np.int64],
     sides: NDArray[np.int64],
-    cells: NDArray[np.float64],
+    limits: tuple[NDArray[np.float64], NDArray[np.float64]],
     target: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Moves shared vertices along the interfaces' normals until each label encloses its number of voxels.
 
-    Every label pushes its whole boundary outwards by one distance; where two labels meet the difference counts. No
-    vertex leaves the cell between its eight voxels, so that no two interfaces can pass through each other.
+    Every label pushes its whole boundary outwards by one distance; where two labels meet the difference counts.
+    limits: (N, 3) lowest and highest position of each vertex.
     """
     push = np.zeros(len(target))
     centre = points.mean(axis=0)
@@ -208,11 +213,9 @@ def _keep_volumes(
         push = np.clip(push + step, -0.5, 0.5)
         move = (push[sides[:, 0]] - push[sides[:, 1]])[:, None] * area
         weight = np.bincount(quads.reshape(-1), np.repeat(size, 4), len(points))
-        shift = np.stack(
-            [np.bincount(quads.reshape(-1), np.repeat(move[:, n], 4), len(points)) for n in range(3)], axis=1
-        )
-        shift /= np.maximum(weight, 1e-12)[:, None]
-        points = np.clip(start + shift, cells + 0.03, cells + 0.97)
+        sums = [np.bincount(quads.reshape(-1), np.repeat(move[:, n], 4), len(points)) for n in range(3)]
+        shift = np.stack(sums, axis=1).astype(np.float64) / np.maximum(weight, 1e-12)[:, None]
+        points = np.clip(start + shift, *limits)
     return points
 
 

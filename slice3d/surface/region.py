@@ -43,7 +43,7 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np
         else:
             # Everything outside the box found so far is empty: look only inside it.
             inner = mask[start[0] : stop[0]] if axis == 1 else mask[start[0] : stop[0], start[1] : stop[1]]
-            flat = inner.any(axis=0).any(axis=1 if axis == 1 else 0)
+            flat = inner.any(axis=(0, 2) if axis == 1 else (0, 1))
         found = np.flatnonzero(flat)
         if not len(found):
             return None

@@ -16,6 +16,10 @@ from slice3d.surface.distance import require_faces
 from slice3d.volume import Volume
 
 
+# 2 sin(60° / 2): balls whose two contacts are less than 60° apart seen from their centre are taken for roughness
+_CHORD = 1.0
+
+
 def annotate(mesh: Mesh, *, volume: Volume | None = None, wall_thickness: bool = False) -> Mesh:
     """The mesh with the scalars `synthesised` (0…1) and `uncertainty` of `volume`, and `wall_thickness_mm`.
 
@@ -67,5 +71,9 @@ def thickness(mesh: Mesh, *, rounds: int = 12) -> NDArray[np.float32]:
         squared = np.einsum("ij,ij->i", gap, gap)
         usable = depth > 1e-9
         smaller = np.where(usable, squared / np.where(usable, 2 * depth, 1.0), radius[active])
-        radius[active] = np.minimum(smaller, radius[active])
+        # Roughness of the mesh shows as a ball that touches twice close together: that is no wall.
+        chord = np.sqrt(squared)
+        wall = chord > _CHORD * smaller
+        radius[active] = np.where(wall, np.minimum(smaller, radius[active]), radius[active])
+        active = active[wall]
     return (2 * radius).astype(np.float32)

@@ -125,7 +125,8 @@ def piece_volumes(vertices: Vertices, faces: Faces, piece: NDArray[np.int64], co
     """(count,) signed volume in mm³ of each piece; cavities are negative."""
     corner = vertices - vertices.mean(axis=0)
     a, b, c = (corner[faces[:, n]] for n in range(3))
-    return np.bincount(piece, weights=np.einsum("ij,ij->i", a, np.cross(b, c)) / 6.0, minlength=count)
+    six = np.einsum("ij,ij->i", a, np.cross(b, c))
+    return np.bincount(piece, weights=six / 6.0, minlength=count).astype(np.float64)
 
 
 def pair_edges(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
@@ -188,7 +189,9 @@ def split_by_owner(vertices: Vertices, faces: Faces, owner: NDArray[np.int64]) -
 def _split_edges(vertices: Vertices, faces: Faces, owner: NDArray[np.int64]) -> tuple[Vertices, Faces]:
     """Puts an own middle vertex on an edge that two owners share although both its ends are single fans."""
     half = edges(faces, len(vertices))
-    new_vertices, new_faces, gone = [], [], set()
+    new_vertices: list[NDArray[np.float64]] = []
+    new_faces: list[tuple[int, int, int]] = []
+    gone: set[int] = set()
     for edge in np.flatnonzero(half.count > 2):
         halves = np.flatnonzero(half.of_half == edge)
         for one in np.unique(owner[halves // 3])[1:]:

@@ -1,0 +1,96 @@
+"""Many labels in one pass: closed parts, kept volumes, and interfaces that are the same on both sides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slice3d.grid import Grid
+from slice3d.surface import SurfaceSettings, check, surfaces
+from slice3d.volume import Segmentation
+
+
+def corners(mesh: object) -> set[tuple[float, ...]]:
+    """Every triangle as its sorted corner positions, so that both orientations compare equal."""
+    triangles = mesh.vertices[mesh.faces].round(6)  # type: ignore[attr-defined]
+    return {tuple(np.concatenate(sorted(map(tuple, t)))) for t in triangles}
+
+
+def halves(spacing: tuple[float, float, float]) -> Segmentation:
+    """A ball divided by a slanted plane, with a third label in the middle of it."""
+    shape = tuple(int(44 / s) for s in spacing)
+    grid = Grid.from_spacing(shape, spacing, (-22, -22, -22))
+    points = grid.to_world(np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1))
+    radius = np.linalg.norm(points, axis=-1)
+    labels = np.where(radius < 17, np.where(points @ (0.6, 0.0, 0.8) > 1.7, 1, 2), 0)
+    labels[np.linalg.norm(points - (3, 2, 1), axis=-1) < 6] = 7
+    return Segmentation(labels.astype(np.uint8), grid, {1: "spleen", 2: "liver", 7: "tumor"})
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.9, 0.9, 4.0)])
+def test_neighbours_share_every_triangle_of_their_interface(spacing: tuple[float, float, float]) -> None:
+    segmentation = halves(spacing)
+    meshes = surfaces(segmentation)
+    assert list(meshes) == ["spleen", "liver", "tumor"]
+    for name, mesh in meshes.items():
+        assert check(mesh, wall=False).passed, (name, check(mesh, wall=False).reasons)
+        assert mesh.volume_ml == pytest.approx(segmentation.volume_ml(name), rel=0.03)
+    spleen, liver, tumor = (corners(meshes[n]) for n in ("spleen", "liver", "tumor"))
+    assert tumor <= spleen | liver  # the tumour lies wholly between them: no gap, no overlap
+    assert len(spleen & liver) > 300
+    total = sum(m.volume_mm3 for m in meshes.values())
+    assert total == pytest.approx(4 / 3 * np.pi * 17**3, rel=0.02)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**31))
+def test_any_labels_give_closed_oriented_parts(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, size=(6, 5, 7)).astype(np.uint8) * (rng.random((6, 5, 7)) < 0.5)
+    affine = np.diag([-1.0, 1.3, 0.9, 1.0])
+    segmentation = Segmentation(labels.astype(np.uint8), Grid(labels.shape, affine), {1: "a", 2: "b", 3: "c"})
+    for name, mesh in surfaces(segmentation).items():
+        if not segmentation.mask(name).any():
+            assert not len(mesh.faces)
+            continue
+        report = check(mesh, wall=False)
+        assert report.manifold, (name, report.reasons)
+        assert report.oriented
+        assert report.outward
+
+
+def test_one_by_one_when_asked_and_for_groups_and_probabilities() -> None:
+    segmentation = halves((1.0, 1.0, 1.0))
+    alone = surfaces(segmentation, settings=SurfaceSettings(shared_interfaces=False))
+    assert not (corners(alone["liver"]) & corners(alone["spleen"]))
+    with_group = Segmentation(segmentation.labels, segmentation.grid, segmentation.names, groups={"both": (1, 2, 7)})
+    assert list(surfaces(with_group)) == ["spleen", "liver", "tumor"]
+    whole = surfaces(with_group, structures=["both"])["both"]
+    assert whole.volume_mm3 == pytest.approx(4 / 3 * np.pi * 17**3, rel=0.02)
+
+
+def test_the_border_is_closed_with_a_finding() -> None:
+    labels = np.zeros((12, 13, 14), dtype=np.uint8)
+    labels[:5, 3:9, 3:9], labels[5:9, 3:9, 3:9] = 1, 2
+    meshes = surfaces(Segmentation(labels, Grid.from_spacing(labels.shape, (1, 1, 1)), {1: "a", 2: "b", 3: "c"}))
+    assert [[f.code for f in meshes[n].findings] for n in "abc"] == [["closed-at-field-of-view"], [], ["empty-structure"]]
+    assert meshes["a"].bounds_mm[0, 0] == pytest.approx(-0.5, abs=0.1)
+    assert check(meshes["a"], wall=False).passed
+
+
+@pytest.mark.real
+def test_real_labels_keep_their_volumes(data: Path) -> None:
+    from slice3d import load_segmentation
+
+    whole = load_segmentation(data / "ct-torso" / "labelled" / "s0009" / "labels.nii.gz")
+    window = tuple(slice(10, 90) for _ in range(3))
+    part = Segmentation(whole.labels[window], whole.grid.crop((10,) * 3, (90,) * 3), whole.names)
+    large = [n for n in surfaces(part).values() if n.metadata.get("voxel_volume_ml", 0) > 1]
+    assert len(large) > 10
+    for mesh in large:
+        assert mesh.volume_ml == pytest.approx(mesh.metadata["voxel_volume_ml"], rel=0.02)
+        assert check(mesh, wall=False).manifold

@@ -1,0 +1,59 @@
+"""`slice3d train DATASET --out DIR`: a model package from labelled images, or one of the shipped recipes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slice3d.cli import console
+
+
+def train(
+    dataset: Annotated[
+        Path | None, typer.Argument(help="Data set folder with a dataset.json (MSD or nnU-Net raw layout).")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoints, logs and the package.")] = Path(
+        "run"
+    ),
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file that overrides the plan.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Reproduce a shipped model, e.g. ct-torso.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", envvar="SLICE3D_TEST_DATA", help="Data folder of a recipe.")
+    ] = None,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Print the plan and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Train a network and export it as a model package; run again after an interruption to go on."""
+    from slice3d.errors import InputError
+    from slice3d.training.dataset import read_dataset
+    from slice3d.training.loop import Processes
+    from slice3d.training.recipes import RECIPES
+    from slice3d.training.run import plan_dataset, read_config, train_dataset
+
+    world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = Processes(devices=local, nodes=max(1, world // local))
+    first = os.environ.get("RANK", "0") == "0"
+
+    def report(line: str) -> None:
+        console.say(line, quiet=quiet or not first)
+
+    with console.progress_bar(quiet or not first) as progress:
+        if recipe is not None:
+            if recipe not in RECIPES:
+                raise InputError(f"no recipe {recipe!r}; there are: {', '.join(sorted(RECIPES))}")
+            if data is None:
+                raise InputError(f"recipe {recipe} needs its data; give --data or set SLICE3D_TEST_DATA")
+            package = RECIPES[recipe](data, out, report=report, processes=processes, progress=progress)
+        elif dataset is None:
+            raise InputError("nothing to train on; give a data set folder, or --recipe")
+        else:
+            options = read_config(config)
+            if plan_only:
+                for line in plan_dataset(read_dataset(dataset), options, progress=progress).lines():
+                    report(line)
+                return
+            package = train_dataset(dataset, out, options, report=report, processes=processes, progress=progress)
+    report(f"package in {package}")

@@ -1,0 +1,145 @@
+"""Labels for CTs that nobody labelled: a network's guess, refined by HU, and only what a person looked at is kept.
+
+How it is used: train on what is labelled, predict the rest, look at pictures of `refine`'s result, write down in
+`CHECKED` which structures of which case are right, and train on those. Everything else stays open (partial labels): a
+wrong guess that nobody confirmed never becomes truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slice3d.training.cases import Case
+from slice3d.training.rules import contrast_filled
+from slice3d.training.structures import IN_BODY, LABELS, SOFT_TISSUE, SOFT_TISSUE_OR_BONE, VALUES
+
+Array = NDArray[Any]
+ORGANS = ("liver", "spleen", "kidney_left", "kidney_right", "aorta")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was confirmed by eye for one case.
+
+    keep: structures whose refined outline is right. window_hu: structure → (lowest, highest) smoothed HU, where the
+    automatic window was wrong. body: whether soft tissue that the network is sure is no organ may count as body.
+    aorta: a voxel (i, j, k) inside it, on the 3 mm grid of the prepared case, with the HU window of its blood, followed
+    from slice to slice. contrast: bright blobs too thick for bone are contrast medium (not where femoral heads are).
+    """
+
+    keep: tuple[str, ...] = ()
+    window_hu: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    body: bool = True
+    aorta: tuple[tuple[int, int, int], tuple[float, float]] | None = None
+    contrast: bool = False
+
+
+CHECKED: dict[str, Checked] = {
+    "acrin-flt-breast-013": Checked(("liver", "aorta"), contrast=True),
+    "cmb-crc-01068": Checked(("liver",), aorta=((68, 33, 25), (200, 900)), contrast=True),
+    "cort-liver": Checked(("liver", "spleen", "aorta")),
+    "cptac-pda-00189": Checked(ORGANS, contrast=True),
+    "ct-20slices": Checked(("liver",), aorta=((80, 46, 7), (128, 185)), contrast=True),
+    "ct-abdomen-contrast": Checked(("liver", "kidney_left", "aorta"), contrast=True),
+    "ts-example-whole": Checked(("liver", "spleen", "kidney_right", "aorta")),
+}
+"""Seen on pictures of eleven planes per case; what is missing was wrong or doubtful."""
+
+
+def refine(case: Case, shares: Array, checked: Checked) -> Case:
+    """The case with the confirmed structures of a prediction in place of open soft tissue.
+
+    shares: (C, i, j, k) class probabilities on the case's grid. A structure is the largest connected part of what the
+    network finds likely (> 0.5, or > 0.25 within the HU of its sure core), smoothed; voxels around it that were likely
+    too stay open. Fat inside the body is body without asking a network.
+    """
+    from scipy import ndimage
+
+    smooth = ndimage.gaussian_filter(case.image.astype(np.float32), 0.7)
+    out = case.labels.copy()
+    soft = (out == SOFT_TISSUE) | (out == SOFT_TISSUE_OR_BONE) | (out == IN_BODY)
+    likely = np.zeros(out.shape, bool)
+    organs = np.zeros(out.shape, np.uint8)
+    for name in ORGANS:
+        share = shares[VALUES[name]] + (shares[VALUES["liver_tumor"]] if name == "liver" else 0)
+        likely |= share > 0.1
+        if name in checked.keep:
+            organs[_organ(share, smooth, soft & (organs == 0), checked.window_hu.get(name))] = VALUES[name]
+    if checked.aorta is not None:
+        organs[track_vessel(smooth, *checked.aorta, spacing_mm=case.spacing_mm) & (organs == 0)] = VALUES["aorta"]
+    if checked.contrast:
+        out[(out == SOFT_TISSUE_OR_BONE) & contrast_filled(case.image, case.spacing_mm)] = SOFT_TISSUE
+    near = ndimage.binary_dilation(organs > 0, iterations=2)
+    if checked.body:
+        out[(out == SOFT_TISSUE) & (shares[VALUES["body"]] > 0.9) & ~likely & ~near] = VALUES["body"]
+    out[(out == SOFT_TISSUE) & (smooth > -160) & (smooth < -40)] = VALUES["body"]
+    out[organs > 0] = organs[organs > 0]
+    return Case(case.name, case.image, out, case.spacing_mm)
+
+
+def _organ(share: Array, smooth: Array, allowed: Array, window: tuple[float, float] | None) -> Array:
+    from scipy import ndimage
+
+    core = (share > 0.8) & allowed
+    if np.count_nonzero(core) < 30:
+        return np.zeros(share.shape, bool)
+    if window is None:
+        middle = float(np.median(smooth[core]))
+        spread = max(25.0, 3.0 * 1.4826 * float(np.median(np.abs(smooth[core] - middle))))
+        window = (middle - spread, middle + spread)
+    fits = (smooth > window[0]) & (smooth < window[1])
+    mask = allowed & fits & ((share > 0.5) | ((share > 0.25) & ndimage.binary_dilation(core, iterations=2)))
+    mask = ndimage.binary_opening(mask, iterations=1)
+    parts, n = ndimage.label(mask)
+    if not n:
+        return np.zeros(share.shape, bool)
+    mask = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    closed = ndimage.binary_closing(np.pad(mask, 3), iterations=2)[3:-3, 3:-3, 3:-3] & allowed
+    out: Array = ndimage.binary_fill_holes(closed | mask) & (allowed | mask)
+    return out
+
+
+def track_vessel(
+    smooth: Array, seed: tuple[int, int, int], window_hu: tuple[float, float], *, spacing_mm: tuple[float, ...],
+    reach_mm: float = 15.0,
+) -> Array:  # fmt: skip
+    """(i, j, k) bool: the vessel through `seed`, followed up and down while its cross-section changes slowly.
+
+    In each slice the connected part of the HU window nearest to the last centre, within `reach_mm` of it. The walk ends
+    where the area leaves 0.45 to 1.8 times the running one, fills the reach (a leak), or the centre jumps over 7 mm.
+    """
+    from scipy import ndimage
+
+    fits = (smooth > window_hu[0]) & (smooth < window_hu[1])
+    i, j = np.indices(smooth.shape[:2])
+    out = np.zeros(smooth.shape, bool)
+    for steps in (range(seed[2], smooth.shape[2]), range(seed[2] - 1, -1, -1)):
+        centre, area = np.array(seed[:2], float), 0.0
+        for k in steps:
+            off = np.hypot((i - centre[0]) * spacing_mm[0], (j - centre[1]) * spacing_mm[1])
+            parts, n = ndimage.label(fits[:, :, k] & (off < reach_mm))
+            if not n:
+                break
+            nearest = (
+                int(np.argmin([off[parts == v].min() + 0.01 * off[parts == v].mean() for v in range(1, n + 1)])) + 1
+            )
+            cut = parts == nearest
+            middle, size = np.array(ndimage.center_of_mass(cut)), float(np.count_nonzero(cut))
+            jump = float(np.hypot(*((middle - centre) * spacing_mm[:2])))
+            full = size * spacing_mm[0] * spacing_mm[1] > 0.85 * np.pi * reach_mm**2
+            if full or (area and (not 0.45 < size / area < 1.8 or jump > 7)):
+                break
+            out[:, :, k] = cut
+            centre, area = middle, size if not area else 0.7 * area + 0.3 * size
+    return out
+
+
+def volumes_ml(case: Case) -> dict[str, float]:
+    """Volume of each labelled structure, to be read beside the picture when a case is checked."""
+    voxel = float(np.prod(case.spacing_mm)) / 1000
+    return {name: float(np.count_nonzero(case.labels == value)) * voxel for value, name in LABELS.items()}

@@ -1,0 +1,160 @@
+"""Random crops of cases: crop number n is a function of the seed and n alone, so a run resumes exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from slice3d.errors import InputError
+from slice3d.training.losses import FIRST_PARTIAL
+from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
+
+Array = NDArray[Any]
+
+
+class Pool:
+    """Cases saved by `cases.save`, in folders that are drawn from with given weights.
+
+    Volumes are memory-mapped. folders: path → weight. only / without restrict cases by name (the part before a '-seed').
+    """
+
+    def __init__(self, folders: Mapping[Path, float], *, without: Sequence[str] = ()) -> None:
+        self.groups: list[tuple[float, list[Path]]] = []
+        for folder, weight in folders.items():
+            names = sorted(p.name[: -len(".json")] for p in folder.glob("*.json"))
+            kept = [folder / n for n in names if n not in without and (folder / f"{n}.labels.npy").exists()]
+            if kept and weight > 0:
+                self.groups.append((weight, kept))
+        if not self.groups:
+            raise InputError("no training cases found; prepare the pool first")
+
+    @property
+    def names(self) -> list[str]:
+        """Every case by name."""
+        return [path.name for _, paths in self.groups for path in paths]
+
+    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        """(image, labels) of a random case, memory-mapped."""
+        weights = np.array([w for w, _ in self.groups])
+        _, paths = self.groups[int(rng.choice(len(weights), p=weights / weights.sum()))]
+        path = paths[int(rng.integers(len(paths)))]
+        return (
+            np.load(path.with_name(path.name + ".image.npy"), mmap_mode="r"),
+            np.load(path.with_name(path.name + ".labels.npy"), mmap_mode="r"),
+        )
+
+
+class CropDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Map-style: item n is (image (1, …) normalised float32, labels (…) int64) of crop n."""
+
+    def __init__(self, pool: Pool, settings: TrainSettings) -> None:
+        self.pool = pool
+        self.settings = settings
+        self.transforms = _transforms(settings.augment, settings.patch_size)
+
+    def __len__(self) -> int:
+        return self.settings.steps * self.settings.batch_size * 4096
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rng = np.random.default_rng([self.settings.seed, number])
+        image, labels = self.pool.draw(rng)
+        margin = 1.0 + self.settings.augment.scale + 0.05
+        size = tuple(int(np.ceil(n * margin)) for n in self.settings.patch_size)
+        how = self.settings.intensity
+        air = how.clip[0] if how.scheme == "clip_zscore" else float(image.min())
+        hu, truth = _crop(image, labels, size, rng, air=air)
+        if rng.random() < self.settings.augment.cut_field_of_view:
+            _cut(hu, truth, rng, air=air)
+        return _augmented(self.transforms, normalised(hu, how), truth, rng)
+
+
+def _crop(
+    image: Array, labels: Array, size: Sequence[int], rng: np.random.Generator, *, air: float
+) -> tuple[Array, Array]:
+    """A box of `size` around a voxel of a random class (two of three times) or anywhere; air outside the volume."""
+    centre = np.array([rng.integers(n) for n in labels.shape])
+    if rng.random() < 0.67:
+        thin = labels[::3, ::3, ::3]
+        values = np.unique(thin)
+        values = values[(values > 0) & (values < FIRST_PARTIAL)]
+        if len(values):
+            spots = np.flatnonzero(thin.ravel() == rng.choice(values))
+            spot = np.unravel_index(int(rng.choice(spots)), thin.shape)
+            centre = np.array(spot) * 3
+    shape = np.array(labels.shape)
+    slack = np.array([rng.integers(-n // 4, n // 4 + 1) for n in size])
+    start = centre - np.array(size) // 2 + slack
+    # stay over the volume where it is larger than the box, and hold all of it where it is smaller
+    low, high = np.minimum(0, shape - size), np.maximum(0, shape - size)
+    start = np.clip(start, low, high)
+    hu = np.full(size, air, np.float32)
+    truth = np.zeros(size, np.uint8)
+    source = tuple(slice(max(0, a), min(n, a + s)) for a, n, s in zip(start, shape, size, strict=True))
+    target = tuple(slice(s.start - a, s.stop - a) for s, a in zip(source, start, strict=True))
+    hu[target], truth[target] = image[source], labels[source]
+    return hu, truth
+
+
+def _cut(hu: Array, truth: Array, rng: np.random.Generator, *, air: float) -> None:
+    """Blank what lies outside a smaller reconstructed field of view: a box, or in plane a disc."""
+    shape = hu.shape
+    outside = np.zeros(shape, bool)
+    for axis in rng.permutation(3)[: int(rng.integers(1, 3))]:
+        n = shape[axis]
+        width = int(n * rng.uniform(0.35, 0.9))
+        start = int(rng.integers(0, n - width + 1))
+        index = np.arange(n)
+        view = [None, None, None]
+        view[axis] = slice(None)  # type: ignore[call-overload]
+        outside |= ((index < start) | (index >= start + width))[tuple(view)]
+    if rng.random() < 0.3:
+        i, j = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape[:2]], indexing="ij")
+        outside |= (i**2 + j**2 > rng.uniform(0.6, 1.2))[:, :, None]
+    hu[outside], truth[outside] = air, 0
+
+
+def normalised(hu: Array, how: IntensitySettings) -> Array:
+    """What the network sees; `zscore` images were normalised when they were prepared."""
+    if how.scheme == "zscore":
+        return hu.astype(np.float32)
+    return ((np.clip(hu, *how.clip) - how.mean) / how.std).astype(np.float32)
+
+
+def _transforms(how: AugmentSettings, patch: Sequence[int]) -> Any:
+    from monai.transforms import compose as mc
+    from monai.transforms.croppad import dictionary as mp
+    from monai.transforms.intensity import dictionary as mi
+    from monai.transforms.spatial import dictionary as ms
+
+    angle = float(np.deg2rad(how.rotate_deg))
+    return mc.Compose(
+        [
+            ms.RandAffined(["image", "label"], prob=0.7, rotate_range=angle, scale_range=how.scale, spatial_size=patch,
+                           mode=["bilinear", "nearest"], padding_mode="border", cache_grid=True),
+            mp.CenterSpatialCropd(["image", "label"], roi_size=patch),
+            *[ms.RandFlipd(["image", "label"], prob=0.5, spatial_axis=axis) for axis in how.flip_axes],
+            mi.RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.2, how.blur), sigma_y=(0.2, how.blur),
+                                   sigma_z=(0.2, 2 * how.blur)),
+            ms.RandSimulateLowResolutiond("image", prob=how.low_resolution, zoom_range=(0.5, 1.0)),
+            mi.RandGaussianNoised("image", prob=0.3, std=how.noise),
+            mi.RandScaleIntensityd("image", prob=0.5, factors=how.gain),
+            mi.RandShiftIntensityd("image", prob=0.5, offsets=how.shift),
+            mi.RandAdjustContrastd("image", prob=0.2, gamma=(1 - how.gamma, 1 + how.gamma), retain_stats=True),
+        ]
+    )  # fmt: skip
+
+
+def _augmented(
+    transforms: Any, image: Array, truth: Array, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    transforms.set_random_state(seed=int(rng.integers(2**31)))
+    out = transforms(
+        {"image": torch.from_numpy(image)[None], "label": torch.from_numpy(truth.astype(np.float32))[None]}
+    )
+    image_out = torch.as_tensor(out["image"]).contiguous()
+    return image_out, torch.as_tensor(out["label"])[0].round().long()

@@ -1,0 +1,208 @@
+"""The training loop on Lightning Fabric: mixed precision, exponential averaging, exact resume, several processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slice3d.errors import MissingExtraError
+from slice3d.models.loading import build_network
+from slice3d.progress import Progress, silent
+from slice3d.training.crops import CropDataset, Pool
+from slice3d.training.heads import AuxiliaryHeads
+from slice3d.training.losses import DeepSupervision, PartialDiceCE
+from slice3d.training.settings import TrainSettings
+from slice3d.training.structures import PARTIAL
+
+log = logging.getLogger(__name__)
+
+Validation = Callable[[torch.nn.Module], dict[str, float]]
+CHECKPOINT = "last.ckpt"
+HISTORY = "history.jsonl"
+
+
+def learning_rate(step: int, settings: TrainSettings) -> float:
+    """Linear warm-up, then half a cosine down to `lr_end`."""
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.lr_end + (settings.lr - settings.lr_end) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def averaged_network(checkpoint: Path, settings: TrainSettings) -> torch.nn.Module:
+    """The network with the averaged weights of a checkpoint, without auxiliary heads, ready for inference."""
+    network = build_network(settings.network, settings.arguments)
+    network.load_state_dict(without_heads(torch.load(checkpoint, weights_only=True, map_location="cpu")["ema"]))
+    return network.to(memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def without_heads(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of the network inside `AuxiliaryHeads`, or the state itself."""
+    inner = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
+    return inner or state
+
+
+def warm_start(checkpoint: Path, folder: Path) -> None:
+    """Let a new run in `folder` begin with the averaged weights of `checkpoint`; a run already there is left alone."""
+    if (folder / CHECKPOINT).exists():
+        return
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    state["step"], state["model"] = 0, {k: v.clone() for k, v in state["ema"].items()}
+    state["optimizer"]["state"] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(state, folder / CHECKPOINT)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes train together: devices on this node, nodes in all (as `torchrun` starts them)."""
+
+    devices: int = 1
+    nodes: int = 1
+
+
+def fit(
+    pool: Pool, settings: TrainSettings, folder: Path, *, validate: Validation | None = None,
+    processes: Processes | None = None, stop_after: int | None = None, progress: Progress = silent,
+) -> Path:  # fmt: skip
+    """Train and return the path of the checkpoint (`model`, `ema`, `optimizer`, `step`).
+
+    Continues from `folder/last.ckpt` when it is there: crops, their augmentation and the learning rate depend on the
+    step number only, so an interrupted run ends with the weights of an uninterrupted one. validate: called with the
+    averaged network every `validate_every` steps, in the first process. stop_after: leave off at this step of the
+    schedule.
+    """
+    torch.set_num_threads(settings.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    fabric = _fabric(settings, folder, processes or Processes())
+    torch.manual_seed(settings.seed)
+    network = build_network(settings.network, settings.arguments)
+    if settings.deep_supervision:
+        network = AuxiliaryHeads(network)
+    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    network, optimizer = fabric.setup(network, optimizer)
+    average = {k: v.detach().clone() for k, v in network.module.state_dict().items()}
+    state = {"model": network, "optimizer": optimizer, "ema": average, "step": 0}
+    if (folder / CHECKPOINT).exists():
+        fabric.load(folder / CHECKPOINT, state)
+    if fabric.is_global_zero:
+        _forget_after(folder / HISTORY, int(state["step"]))
+        (folder / "settings.json").write_text(json.dumps(settings.to_dict(), indent=1))
+    loss_fn = DeepSupervision(PartialDiceCE(len(settings.labels) + 1, PARTIAL))
+    batches = _batches(CropDataset(pool, settings), settings, int(state["step"]), fabric.global_rank, fabric.world_size)
+    started = time.monotonic()
+    last = min(settings.steps, stop_after or settings.steps)
+    for step, (images, labels) in zip(range(int(state["step"]), last), batches, strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        images = fabric.to_device(images).to(memory_format=torch.channels_last_3d)
+        loss = loss_fn(network(images), fabric.to_device(labels))
+        fabric.backward(loss)
+        fabric.clip_gradients(network, optimizer, max_norm=settings.clip_gradient)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _average(state["ema"], network.module, min(settings.ema, (step + 1) / (step + 10)))
+        state["step"] = step + 1
+        _record(fabric, folder, {"step": step + 1, "loss": float(loss.detach()), "seconds": time.monotonic() - started})
+        progress("training", (step + 1) / last)
+        if (step + 1) % settings.save_every == 0 or step + 1 == last:
+            _save(fabric, folder, state)
+        if validate and ((step + 1) % settings.validate_every == 0 or step + 1 == last):
+            _validate(fabric, folder, network.module, state["ema"], validate, step + 1)
+    return folder / CHECKPOINT
+
+
+def _fabric(settings: TrainSettings, folder: Path, processes: Processes) -> Any:
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+    except ImportError as error:
+        raise MissingExtraError("training needs Lightning Fabric; run `pip install 'slice3d[train]'`") from error
+
+    several = processes.devices * processes.nodes > 1
+    fabric = Fabric(
+        devices=processes.devices,
+        num_nodes=processes.nodes,
+        strategy="ddp" if several else "auto",
+        precision=settings.precision,  # type: ignore[arg-type]
+        loggers=TensorBoardLogger(str(folder), name="tensorboard", version=""),
+    )
+    fabric.launch()
+    return fabric
+
+
+def _forget_after(history: Path, step: int) -> None:
+    """Drop the rows of steps that a resumed run will do again."""
+    if history.exists():
+        rows = [line for line in history.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        history.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+
+
+def _batches(
+    dataset: CropDataset, settings: TrainSettings, start: int, rank: int, world: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches from step `start` on; process `rank` of `world` takes every world-th crop."""
+    size = settings.batch_size
+    numbers: Sequence[int] = [
+        step * size * world + rank * size + n for step in range(start, settings.steps) for n in range(size)
+    ]
+    loader: Any = torch.utils.data.DataLoader(
+        dataset, batch_size=size, sampler=numbers, num_workers=settings.workers,
+        prefetch_factor=4 if settings.workers else None, persistent_workers=False,
+    )  # fmt: skip
+    return iter(loader)
+
+
+@torch.no_grad()
+def _average(average: dict[str, torch.Tensor], network: torch.nn.Module, decay: float) -> None:
+    for name, value in network.state_dict().items():
+        if value.dtype.is_floating_point:
+            average[name].lerp_(value, 1 - decay)
+        else:
+            average[name].copy_(value)
+
+
+def _record(fabric: Any, folder: Path, row: dict[str, float]) -> None:
+    if not fabric.is_global_zero:
+        return
+    with (folder / HISTORY).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    fabric.log_dict({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+
+
+def _save(fabric: Any, folder: Path, state: dict[str, Any]) -> None:
+    """Whole or not at all: a run killed while saving resumes from the checkpoint before."""
+    fabric.save(folder / (CHECKPOINT + ".part"), state)
+    if fabric.is_global_zero:
+        (folder / (CHECKPOINT + ".part")).replace(folder / CHECKPOINT)
+    fabric.barrier()
+
+
+def _validate(
+    fabric: Any,
+    folder: Path,
+    network: torch.nn.Module,
+    average: dict[str, torch.Tensor],
+    validate: Validation,
+    step: int,
+) -> None:
+    """Scores of the averaged weights; the current ones are put back afterwards."""
+    if fabric.is_global_zero:
+        current = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        network.load_state_dict(average)
+        network.eval()
+        with torch.no_grad():
+            scores = validate(network)
+        network.train()
+        network.load_state_dict(current)
+        _record(fabric, folder, {"step": step, **scores})
+    fabric.barrier()

@@ -1,0 +1,73 @@
+"""Dice + cross-entropy where some voxels are known only to be one of several classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+FIRST_PARTIAL = 250
+
+
+class PartialDiceCE(torch.nn.Module):
+    """Soft Dice on the voxels whose class is known, marginal cross-entropy on all.
+
+    partial: label number (≥ 250) → classes possible there; a voxel of such a label costs −log of their summed
+    probability (Shi et al. 2021, doi:10.1016/j.media.2021.101979). Classes absent from the crop add no Dice term: their
+    false positives are left to the cross-entropy. With no partial labels this is the usual Dice + cross-entropy.
+    """
+
+    def __init__(
+        self, classes: int, partial: Mapping[int, tuple[int, ...]] | None = None, smooth: float = 20.0
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        self.partial = {v: c for v, c in (partial or {}).items() if len(c) < classes}
+        self.smooth = smooth
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """logits: (B, C, …). labels: (B, …) integers. Returns a scalar."""
+        scores = torch.log_softmax(logits.movedim(1, -1).reshape(-1, self.classes).float(), dim=1)
+        flat = labels.reshape(-1).long()
+        known = (flat < FIRST_PARTIAL).to(scores)
+        truth = torch.where(flat < FIRST_PARTIAL, flat, 0)
+        chosen = scores.gather(1, truth[:, None])[:, 0]
+        total, count = -(chosen @ known), float(known.sum())
+        for value, allowed in self.partial.items():
+            where = torch.nonzero(flat == value)[:, 0]
+            if len(where):
+                total = total - torch.logsumexp(scores.index_select(0, where)[:, list(allowed)], dim=1).sum()
+                count += len(where)
+        return total / max(1.0, count) + self._dice(scores.exp(), chosen.exp() * known, truth, known)
+
+    def _dice(self, shares: torch.Tensor, hit: torch.Tensor, truth: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        sums = known @ shares
+        hits = torch.zeros_like(sums).index_add(0, truth, hit)
+        sizes = torch.zeros_like(sums).index_add(0, truth, known)
+        present = sizes > 0
+        present[0] = False
+        dice = (2 * hits + self.smooth) / (sums + sizes + self.smooth)
+        return 1 - dice[present].mean() if bool(present.any()) else sums.sum() * 0
+
+
+class DeepSupervision(torch.nn.Module):
+    """The same loss on coarser outputs, halved weights from level to level, as nnU-Net does."""
+
+    def __init__(self, loss: torch.nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, outputs: torch.Tensor | Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        """outputs: logits (B, C, …); or those of several levels, finest first: a list, each with its own number of
+        voxels, or stacked as (B, D, C, …) the way MONAI's DynUNet gives them, blown up to full size.
+        """
+        if isinstance(outputs, torch.Tensor):
+            if outputs.ndim == labels.ndim + 1:
+                return self.loss(outputs, labels)  # type: ignore[no-any-return]
+            outputs = [outputs[:, n] for n in range(outputs.shape[1])]
+        total, weights = torch.zeros((), device=labels.device), 0.0
+        for level, logits in enumerate(outputs):
+            steps = [max(1, round(n / m)) for n, m in zip(labels.shape[1:], logits.shape[2:], strict=True)]
+            total = total + 0.5**level * self.loss(logits, labels[:, :: steps[0], :: steps[1], :: steps[2]])
+            weights += 0.5**level
+        return total / weights

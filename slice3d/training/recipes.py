@@ -1,0 +1,10 @@
+"""The recipes of the shipped models, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from slice3d.training.torso import train_torso
+
+RECIPES: dict[str, Callable[..., Path]] = {"ct-torso": train_torso}

@@ -1,0 +1,207 @@
+"""A whole training run on somebody's data set: plan, prepare, fit, validate, export."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slice3d.errors import InputError
+from slice3d.progress import Progress, silent
+from slice3d.training.dataset import Dataset, read_dataset
+from slice3d.training.plan import Plan, make_plan
+from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a configuration file may set; everything else is planned.
+
+    validation: share of the cases held out (drawn with `seed`), at least one. budget_voxels: patch size limit.
+    plan: fields of the plan to override. train, augment: fields of `TrainSettings` and `AugmentSettings`.
+    """
+
+    name: str = ""
+    version: str = "1.0.0"
+    validation: float = 0.2
+    held_out: tuple[str, ...] = ()
+    budget_voxels: int = 96**3
+    features: int = 16
+    seed: int = 0
+    plan: Mapping[str, Any] | None = None
+    train: Mapping[str, Any] | None = None
+    augment: Mapping[str, Any] | None = None
+
+
+def read_config(path: Path | None) -> RunOptions:
+    """Options from a TOML file. Raises `InputError` naming the key that is not known."""
+    if path is None:
+        return RunOptions()
+    tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"no configuration file {path.name}; leave --config out to use the plan") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.name} is not valid TOML: {error}") from error
+    _known(raw, RunOptions, path.name)
+    _known(raw.get("train", {}), TrainSettings, f"{path.name} [train]")
+    _known(raw.get("augment", {}), AugmentSettings, f"{path.name} [augment]")
+    _known(raw.get("plan", {}), Plan, f"{path.name} [plan]")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    return RunOptions(**values)
+
+
+def _known(raw: Any, kind: Any, where: str) -> None:
+    names = {f.name for f in fields(kind)}
+    unknown = sorted(set(raw) - names)
+    if unknown:
+        raise InputError(f"{where} sets {unknown[0]!r}; expected some of {', '.join(sorted(names))}")
+
+
+def plan_dataset(dataset: Dataset, options: RunOptions, *, progress: Progress = silent) -> Plan:
+    """Fingerprint the cases and plan, with the configuration's overrides."""
+    from slice3d.training.prepare import fingerprints
+
+    plan = make_plan(
+        fingerprints(dataset, progress=progress),
+        dataset.labels,
+        modality=dataset.modality,
+        budget_voxels=options.budget_voxels,
+        features=options.features,
+    )
+    changes = dict(options.plan or {})
+    if "intensity" in changes:
+        changes["intensity"] = IntensitySettings(**changes["intensity"])
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    return replace(plan, **values)
+
+
+def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> TrainSettings:
+    """The settings of a run of this plan."""
+    defaults: dict[str, Any] = {"steps": 1000, "batch_size": 2, "lr": 1e-3, "seed": options.seed}
+    given = dict(options.train or {})
+    augment = AugmentSettings(cut_field_of_view=0.0, **dict(options.augment or {}))
+    return TrainSettings(
+        network=plan.network,
+        arguments=plan.arguments,
+        labels=labels,
+        patch_size=plan.patch_size,
+        spacing_mm=plan.spacing_mm,
+        intensity=plan.intensity,
+        augment=augment,
+        **{**defaults, **given},
+    )
+
+
+def split(names: Sequence[str], options: RunOptions) -> tuple[list[str], list[str]]:
+    """(training, held-out) case names; the draw depends on the seed alone."""
+    unknown = sorted(set(options.held_out) - set(names))
+    if unknown:
+        raise InputError(f"held-out case {unknown[0]!r} is not in the data set; it has {', '.join(names[:5])} …")
+    held = list(options.held_out)
+    if not held:
+        count = max(1, round(options.validation * len(names)))
+        order = np.random.default_rng(options.seed).permutation(len(names))
+        held = sorted(names[n] for n in order[:count])
+    rest = [n for n in names if n not in held]
+    if not rest:
+        raise InputError(f"{len(names)} case(s), all held out; expected at least two cases")
+    return rest, held
+
+
+def train_dataset(
+    folder: Path, out: Path, options: RunOptions, *, report: Callable[[str], None] = lambda line: None,
+    processes: Any = None, progress: Progress = silent,
+) -> Path:  # fmt: skip
+    """Train on an MSD or nnU-Net raw data set and return the exported package's folder, `out/package`.
+
+    `out` also holds `plan.json`, the cached cases, `history.jsonl`, TensorBoard logs, `learning-curves.png` and
+    `validation.json`. An interrupted run goes on where it was. report: gets the plan and results line by line.
+    Raises `InputError` for a data set or configuration that cannot be used.
+    """
+    from slice3d.training.cases import load_case
+    from slice3d.training.crops import Pool
+    from slice3d.training.loop import fit
+    from slice3d.training.prepare import prepare
+    from slice3d.training.validate import WholeVolumes
+
+    dataset = read_dataset(folder)
+    plan = plan_dataset(dataset, options, progress=progress)
+    settings = settings_for(plan, dataset.labels, options)
+    training, held = split([pair.name for pair in dataset.pairs], options)
+    for line in (
+        *plan.lines(),
+        f"cases      {len(training)} to train on, {len(held)} held out",
+        f"steps      {settings.steps}",
+    ):
+        report(line)
+    out.mkdir(parents=True, exist_ok=True)
+    cache = prepare(dataset, plan, out / "cache", progress=progress)
+    validation = WholeVolumes([load_case(cache, name) for name in held], settings)
+    checkpoint = fit(
+        Pool({cache: 1.0}, without=held), settings, out, validate=validation, processes=processes, progress=progress
+    )
+    return finish(dataset, settings, options, checkpoint, out, training=training, held=held, report=report)
+
+
+def finish(
+    dataset: Dataset, settings: TrainSettings, options: RunOptions, checkpoint: Path, out: Path, *,
+    training: Sequence[str], held: Sequence[str], report: Callable[[str], None],
+) -> Path:  # fmt: skip
+    """Scores of the last validation, the learning curves and the package."""
+    from slice3d.training.curves import draw_curves, read_history
+    from slice3d.training.export import CardFacts, export
+
+    rows = [row for row in read_history(out) if any("/" in key for key in row)]
+    last = rows[-1] if rows else {}
+    scores: dict[str, dict[str, Any]] = {}
+    for key, value in last.items():
+        if "/" in key:
+            case, structure = key.split("/", 1)
+            scores.setdefault(case, {})[structure] = {"dice": round(float(value), 4)}
+    (out / "validation.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    for case, table in scores.items():
+        report(f"{case}: " + ", ".join(f"{name} {entry['dice']:.3f}" for name, entry in table.items()))
+    draw_curves(out, out / "learning-curves.png")
+    name = options.name or "".join(c if c.isalnum() or c in "._-" else "-" for c in dataset.name)
+    facts = CardFacts(
+        name=name,
+        version=options.version,
+        licence=dataset.licence,
+        modality=(dataset.modality,) if dataset.modality else (),
+        training={
+            "dataset": dataset.name,
+            "cases": list(training),
+            "held_out": list(held),
+            "settings": settings.to_dict(),
+        },
+        scores=scores,
+        card=_card(name, dataset, training, held, scores),
+    )
+    return export(checkpoint, settings, facts, out / "package")
+
+
+def _card(
+    name: str, dataset: Dataset, training: Sequence[str], held: Sequence[str], scores: Mapping[str, Mapping[str, Any]]
+) -> str:
+    table = [
+        f"| {case} | {structure} | {entry['dice']:.3f} |"
+        for case, row in scores.items()
+        for structure, entry in row.items()
+    ]
+    return "\n".join(
+        [
+            f"# {name}", "",
+            f"Structures: {', '.join(dataset.labels.values())}. Trained on {len(training)} cases of {dataset.name} "
+            f"(licence: {dataset.licence}). Not a medical device.", "",
+            "| held-out case | structure | Dice |", "|---|---|---|", *table, "",
+            f"Training cases: {', '.join(training)}. Held out: {', '.join(held)}.", "",
+        ]
+    )  # fmt: skip

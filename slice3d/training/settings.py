@@ -1,0 +1,72 @@
+"""What a training run is made of: plain values, written beside the weights and read back on resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class IntensitySettings:
+    """`clip_zscore`: clip to `clip`, subtract `mean`, divide by `std` (HU for CT). `zscore`: each image by its own."""
+
+    scheme: str = "clip_zscore"
+    clip: tuple[float, float] = (-900.0, 600.0)
+    mean: float = -50.0
+    std: float = 220.0
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """How strongly crops are varied: angles in degrees, scales as fractions, intensities in normalised units."""
+
+    rotate_deg: float = 8.0
+    scale: float = 0.15
+    noise: float = 0.15
+    shift: float = 0.10
+    gain: float = 0.10
+    blur: float = 0.8
+    gamma: float = 0.2
+    low_resolution: float = 0.25
+    cut_field_of_view: float = 0.25
+    flip_axes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One run: network, patch, schedule and seed. Learning rate warms up, then falls as half a cosine to `lr_end`.
+
+    deep_supervision: add auxiliary heads to a MONAI `UNet`; networks with their own (DynUNet) say so in `arguments`.
+    """
+
+    network: str
+    arguments: Mapping[str, Any]
+    labels: Mapping[int, str]
+    patch_size: Triple
+    spacing_mm: tuple[float, float, float]
+    steps: int
+    intensity: IntensitySettings = field(default_factory=IntensitySettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    batch_size: int = 1
+    lr: float = 1.5e-3
+    lr_end: float = 1e-5
+    warmup: int = 50
+    weight_decay: float = 1e-4
+    ema: float = 0.99
+    clip_gradient: float = 1.0
+    deep_supervision: bool = False
+    seed: int = 0
+    validate_every: int = 200
+    save_every: int = 50
+    workers: int = 0
+    threads: int = 2
+    precision: str = "bf16-mixed"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        out = asdict(self)
+        out["labels"] = {str(k): v for k, v in self.labels.items()}
+        return out

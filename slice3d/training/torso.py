@@ -1,0 +1,175 @@
+"""The recipe of `ct-torso`: cases, synthesis, a coarse stage, checked pseudo-labels, a fine stage, the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slice3d.progress import Progress, silent
+from slice3d.training import cases
+from slice3d.training.annotate import CHECKED, refine
+from slice3d.training.cases import LABELLED, MAPS, UNLABELLED, Case
+from slice3d.training.settings import AugmentSettings, TrainSettings
+from slice3d.training.structures import LABELS
+
+FINE_MM = (3.0, 3.0, 3.0)
+COARSE_MM = (4.5, 4.5, 4.5)
+HELD_OUT = ("s0009", "spl")
+ORDER = ("s0011", "s0001", "s0004", "s0006", "s0011", "s0004", "s0001", "s0011", "s0004", "s0006", "s0000", "s0011",
+         "s0004")  # fmt: skip
+"""Which label map synthetic case n is painted from (n modulo the length): whole trunks more often."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much of everything: the defaults are what the shipped weights were made with."""
+
+    synthetic: int = 73
+    phantoms: int = 16
+    coarse_steps: int = 1300
+    coarse_schedule: int = 1800
+    fine_steps: int = 800
+    held_out: tuple[str, ...] = HELD_OUT
+    workers: int = 1
+    threads: int = 1
+
+
+_NETWORK: dict[str, Any] = {
+    "network": "monai.networks.nets.UNet",
+    "arguments": {
+        "spatial_dims": 3, "in_channels": 1, "out_channels": len(LABELS) + 1, "channels": [32, 64, 128, 192, 256],
+        "strides": [2, 2, 2, 2], "num_res_units": 2, "norm": ["GROUP", {"num_groups": 1}],
+    },
+    "labels": LABELS,
+    "deep_supervision": True,
+}  # fmt: skip
+_AUGMENT = AugmentSettings(cut_field_of_view=0.1, low_resolution=0.1, rotate_deg=6, scale=0.12)
+
+
+def coarse_settings(recipe: Recipe) -> TrainSettings:
+    """4.5 mm voxels: a third of the work per step while the network learns where organs are."""
+    return TrainSettings(
+        **_NETWORK, patch_size=(80, 64, 64), spacing_mm=COARSE_MM, steps=recipe.coarse_schedule, augment=_AUGMENT,
+        workers=recipe.workers, threads=recipe.threads, lr=1.5e-3, validate_every=250,
+    )  # fmt: skip
+
+
+def fine_settings(recipe: Recipe) -> TrainSettings:
+    """3 mm voxels: where its borders are."""
+    return TrainSettings(
+        **_NETWORK, patch_size=(112, 80, 80), spacing_mm=FINE_MM, steps=recipe.fine_steps, augment=_AUGMENT,
+        workers=recipe.workers, threads=recipe.threads, lr=7e-4, warmup=20, ema=0.98, validate_every=150,
+    )  # fmt: skip
+
+
+def synthetic_case(atlas: Any, number: int) -> Case:
+    """Synthetic case `number`: its size, geometry, phase and noise all follow from the number."""
+    from slice3d.training.synthesis import synthesise
+
+    rng = np.random.default_rng(10_000 + number)
+    shape = (
+        int(rng.integers(56, 68)) * 2,
+        int(rng.integers(44, 52)) * 2,
+        int(rng.choice([32, 48, 56, 64])) * 2,
+    )
+    return cases.cropped_to_body(synthesise(atlas, seed=number, shape=shape))
+
+
+def prepare_pool(data: Path, folder: Path, recipe: Recipe, *, progress: Progress = silent) -> None:
+    """Write the real, synthetic and phantom cases at 3 and 4.5 mm below `folder`; what is there is kept."""
+    from slice3d.training.phantoms import phantom_case
+    from slice3d.training.synthesis import make_atlas
+
+    fine = folder / "fine"
+    work: list[tuple[str, str, Callable[[], Case]]] = []
+    for name in LABELLED:
+        work.append(("labelled", name, lambda n=name: cases.labelled_case(data, n, spacing_mm=FINE_MM)))  # type: ignore[misc]
+    for name in UNLABELLED:
+        work.append(("ruled", name, lambda n=name: cases.unlabelled_case(data, n, spacing_mm=FINE_MM)))  # type: ignore[misc]
+    for number in range(recipe.phantoms):
+        work.append(("phantom", f"phantom-{number}", lambda n=number: phantom_case(n, spacing_mm=FINE_MM)))  # type: ignore[misc]
+    atlases: dict[str, Any] = {}
+
+    def painted(number: int) -> Case:
+        name = ORDER[number % len(ORDER)]
+        if name not in atlases:
+            atlases[name] = make_atlas(name, cases.read(data / MAPS[name].labels)[0])
+        return synthetic_case(atlases[name], number)
+
+    for number in range(recipe.synthetic):
+        name = f"{ORDER[number % len(ORDER)]}-{number}"
+        work.append(("synth", name, lambda n=number: painted(n)))  # type: ignore[misc]
+    for done, (group, name, make) in enumerate(work):
+        if not (fine / group / f"{name}.json").exists():
+            cases.save(cases.cropped_to_body(make()), fine / group)
+        if not (folder / "coarse" / group / f"{name}.json").exists():
+            cases.save(coarser(cases.load_case(fine / group, name)), folder / "coarse" / group)
+        progress("preparing cases", (done + 1) / len(work))
+
+
+def coarser(case: Case) -> Case:
+    """The case at 4.5 mm."""
+    image = cases.respaced(case.image, case.spacing_mm, COARSE_MM)
+    labels = cases.respaced_labels(case.labels, case.spacing_mm, COARSE_MM)
+    return Case(case.name, np.rint(image).astype(np.int16), labels, COARSE_MM)
+
+
+def pseudo_label(checkpoint: Path, settings: TrainSettings, folder: Path, *, progress: Progress = silent) -> None:
+    """Predict the unlabelled cases at 4.5 mm and keep at 3 mm what `annotate.CHECKED` confirms."""
+    import torch
+
+    from slice3d.training.loop import averaged_network
+    from slice3d.training.validate import probabilities
+
+    network = averaged_network(checkpoint, settings)
+    for done, (name, checked) in enumerate(CHECKED.items()):
+        fine = cases.load_case(folder / "fine" / "ruled", name)
+        coarse = cases.load_case(folder / "coarse" / "ruled", name)
+        shares = probabilities(network, coarse.image, settings, overlap=0.4)
+        grown = torch.nn.functional.interpolate(shares[None], scale_factor=1.5, mode="trilinear")[0].numpy()
+        full = np.zeros((len(LABELS) + 1, *fine.image.shape), np.float32)
+        full[0] = 1
+        box = tuple(slice(0, min(a, b)) for a, b in zip(grown.shape[1:], fine.image.shape, strict=True))
+        full[(slice(None), *box)] = grown[(slice(None), *box)]
+        cases.save(refine(fine, full, checked), folder / "fine" / "checked")
+        progress("pseudo-labels", (done + 1) / len(CHECKED))
+
+
+def train_torso(
+    data: Path, out: Path, *, report: Callable[[str], None] = lambda line: None, processes: Any = None,
+    recipe: Recipe | None = None, progress: Progress = silent,
+) -> Path:  # fmt: skip
+    """Run the recipe and return the package's folder. Each part goes on where an interrupted run left it."""
+    from slice3d.training.card import package_facts
+    from slice3d.training.crops import Pool
+    from slice3d.training.curves import draw_curves
+    from slice3d.training.export import export
+    from slice3d.training.loop import fit, warm_start
+    from slice3d.training.validate import WholeVolumes
+
+    recipe = recipe or Recipe()
+    pool = out / "pool"
+    prepare_pool(data, pool, recipe, progress=progress)
+    coarse, fine = coarse_settings(recipe), fine_settings(recipe)
+    report(
+        f"coarse stage: {recipe.coarse_steps} steps at {COARSE_MM[0]} mm; fine stage: {fine.steps} at {FINE_MM[0]} mm"
+    )
+    weights = {"labelled": 0.14, "ruled": 0.2, "synth": 0.6, "phantom": 0.08}
+    first = fit(
+        Pool({pool / "coarse" / k: w for k, w in weights.items()}, without=recipe.held_out), coarse, out / "coarse",
+        processes=processes, stop_after=recipe.coarse_steps, progress=progress,
+    )  # fmt: skip
+    pseudo_label(first, coarse, pool, progress=progress)
+    warm_start(first, out / "fine")
+    weights = {"labelled": 0.16, "checked": 0.38, "synth": 0.40, "phantom": 0.06}
+    held = [cases.load_case(pool / "fine" / "labelled", name) for name in recipe.held_out]
+    final = fit(
+        Pool({pool / "fine" / k: w for k, w in weights.items()}, without=recipe.held_out), fine, out / "fine",
+        validate=WholeVolumes(held, fine) if held else None, processes=processes, progress=progress,
+    )  # fmt: skip
+    draw_curves(out / "fine", out / "learning-curves.png")
+    return export(final, fine, package_facts(recipe.held_out), out / "package")

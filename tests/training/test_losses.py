@@ -1,0 +1,53 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slice3d.training.losses import DeepSupervision, PartialDiceCE
+from slice3d.training.structures import PARTIAL
+
+
+def test_without_partial_labels_it_is_monais_dice_plus_cross_entropy() -> None:
+    from monai.losses import DiceLoss
+
+    torch.manual_seed(0)
+    logits, labels = torch.randn(1, 4, 5, 6, 7), torch.randint(0, 4, (1, 5, 6, 7))
+    dice = DiceLoss(include_background=False, softmax=True, to_onehot_y=True, smooth_nr=20.0, smooth_dr=20.0)
+    expected = dice(logits, labels[:, None]) + torch.nn.functional.cross_entropy(logits, labels)
+    assert float(PartialDiceCE(4)(logits, labels)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@given(value=st.sampled_from([v for v in PARTIAL if v != 255]), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_partial_label_costs_the_probability_outside_its_classes(value: int, seed: int) -> None:
+    logits = torch.randn(1, 11, 2, 3, 4, generator=torch.Generator().manual_seed(seed))
+    labels = torch.full((1, 2, 3, 4), value)
+    shares = torch.softmax(logits, dim=1)[:, list(PARTIAL[value])].sum(dim=1)
+    assert float(PartialDiceCE(11, PARTIAL)(logits, labels)) == pytest.approx(float(-shares.log().mean()), rel=1e-4)
+
+
+def test_ignored_voxels_have_no_gradient() -> None:
+    logits = torch.randn(1, 11, 2, 2, 2, requires_grad=True)
+    labels = torch.full((1, 2, 2, 2), 255)
+    labels[0, 0, 0, 0] = 3
+    PartialDiceCE(11, PARTIAL)(logits, labels).backward()
+    assert logits.grad is not None
+    touched = logits.grad.abs().sum(dim=1)[0] > 0
+    assert touched.sum() == 1
+    assert bool(touched[0, 0, 0])
+
+
+def test_deep_supervision_weighs_finer_heads_more() -> None:
+    labels = torch.zeros(1, 2, 2, 2, dtype=torch.long)
+    good, bad = torch.zeros(1, 3, 2, 2, 2), torch.zeros(1, 3, 2, 2, 2)
+    good[:, 0], bad[:, 1] = 9.0, 9.0
+    loss = DeepSupervision(PartialDiceCE(3))
+    values = {
+        order: float(loss(torch.stack([{"g": good, "b": bad}[c] for c in order], dim=1), labels))
+        for order in map("".join, itertools.product("gb", repeat=2))
+    }
+    assert values["gg"] < values["gb"] < values["bg"] < values["bb"]
+    assert np.isclose(float(loss(good, labels)), values["gg"])

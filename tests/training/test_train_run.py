@@ -1,0 +1,183 @@
+"""The whole command on a tiny data set: it learns, it resumes exactly, two processes agree, the package runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from slice3d.errors import InputError
+from slice3d.training.dataset import read_dataset
+from slice3d.training.run import RunOptions, plan_dataset, read_config, split, train_dataset
+from tests.training.builders import write_dataset
+
+SMALL = {"steps": 60, "batch_size": 1, "lr": 3e-3, "warmup": 5, "validate_every": 60, "save_every": 10, "ema": 0.9,
+         "threads": 1}  # fmt: skip
+
+
+def options(**train: object) -> RunOptions:
+    return RunOptions(name="blobs", features=8, budget_voxels=24_000, held_out=("case_1",), train={**SMALL, **train})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "Task99_Blobs")
+
+
+@pytest.fixture(scope="module")
+def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    train_dataset(dataset, out, options())
+    return out
+
+
+def test_training_reduces_the_loss_and_segments_a_held_out_phantom(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
+    scores = json.loads((finished / "validation.json").read_text())
+    assert list(scores) == ["case_1"]
+    assert scores["case_1"]["big_organ"]["dice"] > 0.85
+    assert scores["case_1"]["small"]["dice"] > 0.75
+    assert (finished / "learning-curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((finished / "tensorboard").glob("events.*"))
+
+
+def test_exported_package_segments_a_file_of_the_data_set(finished: Path, dataset: Path) -> None:
+    from slice3d.inference import predict
+    from slice3d.io import load, load_segmentation
+    from slice3d.models.package import read_package
+
+    package = read_package(finished / "package")
+    package.verify()
+    assert dict(package.labels) == {1: "big_organ", 2: "small"}
+    result = predict(load(dataset / "imagesTr" / "case_1.nii.gz"), package)
+    truth = load_segmentation(dataset / "labelsTr" / "case_1.nii.gz", names={1: "big_organ", 2: "small"})
+    for name, least in (("big_organ", 0.85), ("small", 0.7)):
+        a, b = result.mask(name), truth.mask(name)
+        assert 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b)) > least
+
+
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    dataset: Path, finished: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.training.test_train_run import options; "
+        "from slice3d.training.run import train_dataset; "
+        "train_dataset(Path(sys.argv[1]), Path(sys.argv[2]), options())"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(dataset), str(tmp_path)])
+    history = tmp_path / "history.jsonl"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and not (history.exists() and len(history.read_text().splitlines()) >= 23):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped = torch.load(tmp_path / "last.ckpt", weights_only=True)["step"]
+    assert 0 < stopped < 60
+    train_dataset(dataset, tmp_path, options())
+    one, other = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (finished, tmp_path))
+    assert one["step"] == other["step"] == 60
+    for name, value in one["ema"].items():
+        torch.testing.assert_close(other["ema"][name], value, rtol=0, atol=0, msg=name)
+    steps = [json.loads(line)["step"] for line in history.read_text().splitlines() if "loss" in line]
+    assert steps == list(range(1, 61))
+
+
+def test_two_gloo_processes_share_one_model(dataset: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        'features = 8\nbudget_voxels = 6000\nheld_out = ["case_1"]\n'
+        "[train]\nsteps = 4\nbatch_size = 1\nvalidate_every = 4\nsave_every = 4\nthreads = 1\n"
+    )
+    out = tmp_path / "out"
+    code = "from slice3d.cli.train import train; import typer; typer.run(train)"
+    script = tmp_path / "train_script.py"
+    script.write_text(code)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script),
+         str(dataset), "--out", str(out), "--config", str(config)],
+        env=env, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("package in") == 1
+    state = torch.load(out / "last.ckpt", weights_only=True)
+    assert state["step"] == 4
+    assert (out / "package" / "model.json").exists()
+
+
+def test_plan_takes_the_median_spacing_and_names_the_labels(dataset: Path) -> None:
+    found = read_dataset(dataset)
+    plan = plan_dataset(found, RunOptions(features=8, budget_voxels=24_000))
+    assert plan.spacing_mm == pytest.approx((2.0, 2.2, 3.1), abs=1e-4)
+    assert found.labels == {1: "big_organ", 2: "small"}
+    assert plan.median_shape == (40, 34, 28)
+    assert np.prod(plan.patch_size) < 2 * 24_000
+    strides = np.prod(plan.arguments["strides"], axis=0)
+    assert all(edge % stride == 0 for edge, stride in zip(plan.patch_size, strides, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": {"0": "background", "2": "b"}}, "consecutive"),
+        ({"labels": {}}, "labels"),
+        ({"modality": {"0": "T1", "1": "T2"}}, "channels"),
+        ({"training": [{"image": "./imagesTr/gone.nii.gz", "label": "./labelsTr/gone.nii.gz"}]}, "gone"),
+    ],
+)
+def test_a_data_set_that_cannot_be_used_is_refused(dataset: Path, tmp_path: Path, change: dict, message: str) -> None:
+    raw = json.loads((dataset / "dataset.json").read_text()) | change
+    (tmp_path / "dataset.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=message):
+        read_dataset(tmp_path)
+
+
+def test_missing_or_damaged_description_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no dataset\.json"):
+        read_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        read_dataset(tmp_path)
+
+
+def test_unknown_configuration_keys_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[train]\nlearning_rte = 1\n")
+    with pytest.raises(InputError, match="learning_rte"):
+        read_config(path)
+    path.write_text("= 1")
+    with pytest.raises(InputError, match="not valid TOML"):
+        read_config(path)
+
+
+def test_nnunet_raw_layout_is_read(dataset: Path, tmp_path: Path) -> None:
+    for sub in ("imagesTr", "labelsTr"):
+        (tmp_path / sub).mkdir()
+        for file in (dataset / sub).iterdir():
+            stem = file.name.removesuffix(".nii.gz")
+            (tmp_path / sub / (stem + ("_0000" if sub == "imagesTr" else "") + ".nii.gz")).write_bytes(
+                file.read_bytes()
+            )
+    raw = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(raw))
+    found = read_dataset(tmp_path)
+    assert [pair.name for pair in found.pairs] == [f"case_{n}" for n in range(6)]
+    assert found.modality == "CT"
+
+
+def test_held_out_cases_depend_on_the_seed_alone() -> None:
+    names = [f"c{n}" for n in range(20)]
+    training, held = split(names, RunOptions(seed=3))
+    assert (training, held) == split(names, RunOptions(seed=3))
+    assert len(held) == 4
+    assert not set(training) & set(held)
+    with pytest.raises(InputError, match="held-out"):
+        split(names, RunOptions(held_out=("nobody",)))

@@ -92,7 +92,7 @@ def _write_png(image: Image, path: Path) -> None:
     from PIL import Image as Pictures
 
     try:
-        Pictures.fromarray(image).save(path, format="PNG", optimize=True)
+        Pictures.fromarray(image).save(path, format="PNG")
     except OSError as error:
         reason = error.strerror or "write failed"
         raise InputError(f"cannot write {path.name}: {reason}; choose a folder you may write to") from error
@@ -300,5 +300,5 @@ def png_bytes(image: Image) -> bytes:
     from PIL import Image as Pictures
 
     buffer = io.BytesIO()
-    Pictures.fromarray(image).save(buffer, format="PNG", optimize=True)
+    Pictures.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()

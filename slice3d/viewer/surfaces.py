@@ -22,6 +22,7 @@ Floats = NDArray[np.float32]
 FRONT = (0.28, 1.0, 0.2)
 _SUPERSAMPLING = 2
 _FAINTEST = 0.1
+_LEVEL = 1.25
 _MOST_POINTS = 4_000_000
 
 
@@ -130,9 +131,9 @@ def _patches(screen: Floats, faces: NDArray[np.int64]):  # type: ignore[no-untyp
     """Groups of triangles with the barycentric weights of points at most one pixel apart on them."""
     corners = screen[faces]
     longest = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).max(axis=1)
-    level = np.ceil(np.log2(np.clip(longest, 1, 4096))).astype(int)
+    level = np.ceil(np.log(np.clip(longest, 1, 4096)) / np.log(_LEVEL)).astype(int)
     for power in np.unique(level):
-        n = 2 ** int(power)
+        n = int(np.ceil(_LEVEL ** int(power)))
         a, b = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
         a, b = a[a + b <= n], b[a + b <= n]
         weights = (np.column_stack([a, b, n - a - b]) / n).astype(np.float32)

@@ -54,6 +54,11 @@ class Decoded:
     findings: list[Finding] = field(default_factory=list)
 
 
+# what a compressed file may promise unseen: this much, or this many times its own size
+MAX_UNCHECKED_BYTES = 256 * 2**20
+MAX_COMPRESSION = 1000
+
+
 def decode(planes: Sequence[Plane], *, progress: Progress = silent) -> Decoded:
     """Physical values of the planes, (K, rows, columns): int16 where exact, else int32 or float32.
 
@@ -165,6 +170,16 @@ def _check_size(planes: Sequence[Plane], shape: tuple[int, int, int]) -> None:
                     f"{header.file.name} is truncated: {have} bytes where its header promises {need} bytes of "
                     "pixels; copy it again"
                 )
+        elif planes_bytes(header) > max(MAX_UNCHECKED_BYTES, MAX_COMPRESSION * header.file_size):
+            raise InputError(
+                f"{header.file.name} promises {planes_bytes(header) / 2**30:.1f} GiB of pixels in a file of "
+                f"{header.file_size / 2**20:.1f} MiB; expected a compression of at most {MAX_COMPRESSION}"
+            )
+
+
+def planes_bytes(header: Header) -> int:
+    """Bytes of all frames of a file when they are decoded."""
+    return int(header.rows * header.columns * stored_dtype(header).itemsize * header.number_of_frames)
 
 
 class _Frames:

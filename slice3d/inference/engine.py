@@ -21,7 +21,7 @@ from slice3d.errors import InputError, ModelError
 from slice3d.inference import checks, memory, postprocess, reliability
 from slice3d.inference.hardware import choose_device, choose_dtype, computing, cores
 from slice3d.inference.prepare import Frame, make_frame, network_image, pad_value
-from slice3d.inference.reduce import Decision, Reducer, Tally
+from slice3d.inference.reduce import Census, Decision, Reducer, Tally, window
 from slice3d.inference.settings import InferenceSettings
 from slice3d.inference.tiles import importance, tile_starts
 from slice3d.models.package import ModelPackage
@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 
 Axes = tuple[int, int, int]
 Point = tuple[float, float, float]
+Box = tuple[NDArray[Any], NDArray[Any]]
 
+_LOCATE_FROM = 8  # network runs below which looking for the region first cannot pay
+_LOCATE_SHARE = 0.4  # nor where the look costs more than this share of all
+_MARGIN_MM = 15.0
 _LOCATED_ML = 20.0  # a structure smaller than this says nothing about the orientation
 
 
@@ -51,9 +55,37 @@ class _Run:
     timings: dict[str, float]
     plan: memory.Plan | None = None
     tiles: int = 0
+    region: list[list[int]] | None = None
 
     def clock(self, name: str, start: float) -> None:
         self.timings[name] = round(self.timings.get(name, 0.0) + time.perf_counter() - start, 4)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One study on its way: image (C, …) along the network's axes, padded; offset: where the study starts in it."""
+
+    frame: Frame
+    order: Axes
+    image: NDArray[np.float32]
+    offset: Axes
+    settings: InferenceSettings
+    run: _Run
+    progress: Progress
+
+    @property
+    def shape(self) -> Axes:
+        """The network grid's shape along `order`, slab axis first; so are `offset` and every box."""
+        return _permuted(self.frame.shape, self.order)
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """One pass over tiles: how much they overlap, which flips and folds are averaged."""
+
+    overlap: float
+    flips: Sequence[tuple[int, ...]]
+    folds: Sequence[_Fold]
 
 
 class Engine:
@@ -149,36 +181,85 @@ class Engine:
         start = time.perf_counter()
         frame = make_frame(volumes, self.package)
         slab = _slab_axis(frame.shape, self.package.patch_size)
+        order = _three([slab, *(n for n in range(3) if n != slab)])
         labels = np.zeros(volumes[0].grid.shape, _label_type(self.package))
         run.plan = self._plan(frame, slab, labels, settings)
-        image = network_image(volumes, self.package, frame)
-        padded, offset = _pad(image, self.package)
-        del image
+        image, offset = _pad(network_image(volumes, self.package, frame), self.package)
         run.clock("resample", start)
-        order = _three([slab, *(n for n in range(3) if n != slab)])
+        case = _Case(frame, order, image, _permuted(offset, order), settings, run, progress)
+        decision = self._decision(wanted, settings)
+        channels = [n for n, value in enumerate(decision.values) if value]
+        box, census = self._locate(case, channels)
+        while True:
+            reducer = self._refine(case, box, labels, decision)
+            grown = None if box is None else _grown(box, reducer.census.box(channels), case.shape)
+            if grown is None:
+                break
+            box = grown
+            labels[...] = 0
+        probabilities = {n: freeze(self._whole(f, frame, order, volumes[0])) for n, f in reducer.probability.items()}
+        run.region = None if box is None else [[int(n) for n in corner] for corner in box]
+        return (
+            labels,
+            probabilities,
+            reducer.tallies,
+            _centres(census or reducer.census, case, volumes[0], self.package),
+        )
+
+    def _refine(self, case: _Case, box: Box | None, labels: NDArray[Any], decision: Decision) -> Reducer:
+        """All tiles, flips and folds that reach the box, reduced to labels there (everywhere when box is None)."""
+        frame, order, shape = case.frame, case.order, case.shape
+        low, high = (np.zeros(3, int), np.array(shape)) if box is None else box
         view = np.transpose(_moved(labels, frame), order)
+        steps = _permuted_floats([1 / s for s in frame.step], order)
+        windows = [
+            window(int(a), int(b), n_in=n, n_out=m, step=s)
+            for a, b, n, m, s in zip(low, high, shape, view.shape, steps, strict=True)
+        ]
         reducer = Reducer(
-            _permuted(frame.shape, order),
+            shape,
             view,
-            self._decision(wanted, settings),
-            steps=(1 / frame.step[order[0]], 1 / frame.step[order[1]], 1 / frame.step[order[2]]),
+            decision,
+            windows=(windows[0], windows[1], windows[2]),
+            steps=steps,
             orders=_permuted(frame.score_orders, order),
             device=self.device,
         )
-        inner = _permuted(offset, order)
-        for index, plane in self._planes(padded, order, settings, run, progress):
+        settings = case.settings
+        overlap = self.package.sampling.overlap if settings.overlap is None else settings.overlap
+        sweep = _Sweep(overlap, _flips(self.package, settings), self.folds)
+        for index, scores in self._planes(case, sweep, low, high):
             start = time.perf_counter()
-            z = index - inner[0]
-            if 0 <= z < frame.shape[slab]:
-                _, height, width = _permuted(frame.shape, order)
-                scores = plane[inner[1] : inner[1] + height, inner[2] : inner[2] + width]
-                reducer.take(z, self._scores(scores))
-            run.clock("reduce", start)
-        probabilities = {
-            name: freeze(self._whole(field, frame, order, volumes[0])) for name, field in reducer.probability.items()
-        }
-        centres = _centres(reducer, frame, order, volumes[0], self.package)
-        return labels, probabilities, reducer.tallies, centres
+            reducer.take(index, self._scores(scores))
+            case.run.clock("reduce", start)
+        return reducer
+
+    def _locate(self, case: _Case, channels: Sequence[int]) -> tuple[Box | None, Census | None]:
+        """The box to refine, in network voxels along `order`, and what lies where; (None, None): everything.
+
+        One fold, no flips and tiles that do not overlap show where the wanted structures are for a fraction of the
+        work. A margin is added, and `_grown` checks afterwards that nothing was cut.
+        """
+        package, settings = self.package, case.settings
+        patch = _permuted(package.patch_size, case.order)
+        padded = _permuted(_three(case.image.shape[1:]), case.order)
+        overlap = package.sampling.overlap if settings.overlap is None else settings.overlap
+        quick = len(tile_starts(padded, patch, 0.0))
+        full = len(tile_starts(padded, patch, overlap)) * len(_flips(package, settings)) * len(self.folds)
+        everything = len(channels) >= self.channels_out - 1
+        if settings.region == "whole" or everything or full < _LOCATE_FROM or quick > _LOCATE_SHARE * full:
+            return None, None
+        census = Census(self.channels_out, package.activation)
+        sweep = _Sweep(0.0, [()], self.folds[:1])
+        for _, averaged in self._planes(case, sweep, np.zeros(3, int), np.array(case.shape)):
+            scores = self._scores(averaged)
+            census.take(scores, scores.argmax(-1) if package.activation == "softmax" else None, (0, 0))
+        found = census.box(channels)
+        if found is None:
+            return None, census
+        margin = np.ceil(_MARGIN_MM / np.array(_permuted_floats(case.frame.spacing_mm, case.order))).astype(int)
+        low = np.maximum(found[0] - np.maximum(margin, 2), 0)
+        return (low, np.minimum(found[1] + np.maximum(margin, 2), case.shape)), census
 
     def _scores(self, averaged: torch.Tensor) -> torch.Tensor:
         import torch
@@ -193,71 +274,84 @@ class Engine:
         return scores.contiguous()
 
     def _planes(
-        self, image: NDArray[np.float32], order: Axes, settings: InferenceSettings, run: _Run, progress: Progress
+        self, case: _Case, sweep: _Sweep, low: NDArray[Any], high: NDArray[Any]
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Weighted mean scores, plane by plane along the slab axis: (index, (H, W, channels))."""
+        """Weighted mean scores of the box low…high, plane by plane: (index from `low`, (H, W, channels)).
+
+        Tiles lie where they lie for the whole image, so that a part of it comes out as the whole would.
+        """
         import torch
 
-        patch = self.package.patch_size
-        overlap = self.package.sampling.overlap if settings.overlap is None else settings.overlap
-        starts = [_permuted(s, order) for s in tile_starts(_three(image.shape[1:]), patch, overlap)]
-        starts.sort()
-        size = _permuted(patch, order)
-        shape = _permuted(_three(image.shape[1:]), order)
-        weight = torch.from_numpy(np.transpose(importance(patch), order).copy()).to(self.device)
-        tensor = torch.from_numpy(image)
-        scores = torch.zeros((size[0], *shape[1:], self.width), device=self.device)
-        total = torch.zeros((size[0], *shape[1:]), device=self.device)
-        base, done = 0, 0
+        order, package, run = case.order, self.package, case.run
+        size = _permuted(package.patch_size, order)
+        low, high = low + case.offset, high + case.offset
+        starts = [
+            start
+            for start in sorted(tile_starts(_permuted(_three(case.image.shape[1:]), order), size, sweep.overlap))
+            if all(s < b and s + p > a for s, p, a, b in zip(start, size, low, high, strict=True))
+        ]
+        origin = np.min(starts, axis=0)
+        extent = np.max(starts, axis=0) + size - origin
+        weight = torch.from_numpy(np.transpose(importance(package.patch_size), order).copy()).to(self.device)
+        image = torch.from_numpy(case.image)
+        scores = torch.zeros((size[0], int(extent[1]), int(extent[2]), self.width), device=self.device)
+        total = torch.zeros(scores.shape[:3], device=self.device)
+        inner = tuple(slice(int(low[n] - origin[n]), int(high[n] - origin[n])) for n in (1, 2))
+        base, done = int(origin[0]), 0
+
+        def finished(stop: int) -> Iterator[tuple[int, torch.Tensor]]:
+            for n in range(base, min(stop, int(high[0]))):
+                if n >= low[0]:
+                    yield n - int(low[0]), scores[n - base][inner] / total[n - base][inner][..., None]
+
         for front, row in groupby(starts, key=lambda s: s[0]):
-            if front > base:
-                yield from _finished(scores, total, base, front - base)
-                base = _shift(scores, total, base, front)
+            yield from finished(front)
+            base = _shift(scores, total, base, front)
             for some in _batches(list(row), run.plan.batch if run.plan else 1):
                 start = time.perf_counter()
-                self._add(tensor, some, order, scores, total, weight, settings)
+                here = [(s[0], s[1] - int(origin[1]), s[2] - int(origin[2])) for s in some]
+                self._add(image, some, here, order, sweep, (scores, total, weight))
                 done += len(some)
                 run.clock("network", start)
-                progress("inference", done / len(starts))
+                case.progress("inference", done / len(starts))
         run.tiles += done
-        yield from _finished(scores, total, base, shape[0] - base)
+        yield from finished(int(high[0]))
 
     def _add(
         self,
         image: torch.Tensor,
         starts: Sequence[Axes],
+        places: Sequence[Axes],
         order: Axes,
-        scores: torch.Tensor,
-        total: torch.Tensor,
-        weight: torch.Tensor,
-        settings: InferenceSettings,
+        sweep: _Sweep,
+        buffers: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     ) -> None:
         """Run one batch of tiles (all flips, all folds) and add its weighted scores to the buffer."""
         import torch
 
+        scores, total, weight = buffers
         size = _permuted(self.package.patch_size, order)
         inverse = [order.index(n) for n in range(3)]
         tiles = []
         for start in starts:
             corner = [start[inverse[n]] for n in range(3)]
-            window = tuple(slice(c, c + p) for c, p in zip(corner, self.package.patch_size, strict=True))
-            tiles.append(image[(slice(None), *window)])
+            cut = tuple(slice(c, c + p) for c, p in zip(corner, self.package.patch_size, strict=True))
+            tiles.append(image[(slice(None), *cut)])
         batch = torch.stack(tiles).to(self.device)
-        flips = _flips(self.package, settings)
-        share = 1.0 / (len(flips) * len(self.folds))
+        share = 1.0 / (len(sweep.flips) * len(sweep.folds))
         permutation = (order[0] + 1, order[1] + 1, order[2] + 1, 0)
-        for flip in flips:
-            for fold in self.folds:
+        areas = [(slice(p[1], p[1] + size[1]), slice(p[2], p[2] + size[2])) for p in places]
+        for flip in sweep.flips:
+            for fold in sweep.folds:
                 out = self._forward(fold, batch.flip([n + 2 for n in flip]) if flip else batch)
                 if flip:
                     out = out.flip([n + 2 for n in flip])
-                for start, one in zip(starts, out, strict=True):
+                for area, one in zip(areas, out, strict=True):
                     tile = one.permute(permutation)
                     for z in range(size[0]):
-                        rows, columns = slice(start[1], start[1] + size[1]), slice(start[2], start[2] + size[2])
-                        scores[z, rows, columns].addcmul_(tile[z].float(), weight[z, ..., None], value=share)
-        for start in starts:
-            total[:, start[1] : start[1] + size[1], start[2] : start[2] + size[2]] += weight
+                        scores[z][area].addcmul_(tile[z].float(), weight[z, ..., None], value=share)
+        for area in areas:
+            total[(slice(None), *area)] += weight
 
     def _forward(self, fold: _Fold, batch: torch.Tensor) -> torch.Tensor:
         import torch
@@ -347,6 +441,7 @@ class Engine:
             "mirrored_axes": list(_mirror_axes(package, settings)),
             "overlap": package.sampling.overlap if settings.overlap is None else settings.overlap,
             "tiles": run.tiles,
+            "region": run.region,
             "batch": run.plan.batch if run.plan else 1,
             "memory_budget_gib": round(run.plan.budget_gib, 2) if run.plan else None,
             "memory_planned_gib": round(run.plan.need_gib, 2) if run.plan else None,
@@ -413,10 +508,24 @@ def _names(package: ModelPackage, wanted: Sequence[str]) -> tuple[dict[int, str]
     return names, groups
 
 
-def _centres(reducer: Reducer, frame: Frame, order: Axes, volume: Volume, package: ModelPackage) -> dict[str, Point]:
+def _grown(box: Box, found: NDArray[np.int64] | None, shape: Axes) -> Box | None:
+    """A larger box when what was found reaches a side of it that is not the image's own border, else None."""
+    if found is None:
+        return None
+    low, high = box
+    cut_low = (found[0] <= low) & (low > 0)
+    cut_high = (found[1] >= high) & (high < np.array(shape))
+    if not cut_low.any() and not cut_high.any():
+        return None
+    more = np.maximum(4, (high - low) // 2)
+    return np.where(cut_low, np.maximum(low - more, 0), low), np.where(cut_high, np.minimum(high + more, shape), high)
+
+
+def _centres(census: Census, case: _Case, volume: Volume, package: ModelPackage) -> dict[str, Point]:
     """Where each structure's middle lies, world RAS mm, of everything the model found in more than a few voxels."""
-    value_of = package.regions if package.activation == "sigmoid" else tuple(range(len(reducer.moments)))
-    by_value = {value_of[channel]: found for channel, found in reducer.centres().items()}
+    frame, order = case.frame, case.order
+    value_of = package.regions if package.activation == "sigmoid" else tuple(range(len(census.moments)))
+    by_value = {value_of[channel]: found for channel, found in census.centres().items()}
     out: dict[str, Point] = {}
     for name in package.structures:
         parts = [by_value[v] for v in package.values(name) if v in by_value]
@@ -485,14 +594,11 @@ def _flips(package: ModelPackage, settings: InferenceSettings) -> list[tuple[int
     return [flip for n in range(len(axes) + 1) for flip in combinations(axes, n)]
 
 
-def _finished(scores: torch.Tensor, total: torch.Tensor, base: int, count: int) -> Iterator[tuple[int, torch.Tensor]]:
-    for n in range(count):
-        yield base + n, scores[n] / total[n, ..., None]
-
-
 def _shift(scores: torch.Tensor, total: torch.Tensor, base: int, front: int) -> int:
     """Move the unfinished planes to the start of the buffer and clear the rest."""
     step = front - base
+    if step <= 0:
+        return front
     keep = len(scores) - step
     for buffer in (scores, total):
         for n in range(max(keep, 0)):
@@ -507,6 +613,10 @@ def _batches(items: list[Axes], size: int) -> Iterator[list[Axes]]:
 
 
 def _permuted(values: Sequence[int], order: Sequence[int]) -> Axes:
+    return values[order[0]], values[order[1]], values[order[2]]
+
+
+def _permuted_floats(values: Sequence[float], order: Sequence[int]) -> tuple[float, float, float]:
     return values[order[0]], values[order[1]], values[order[2]]
 
 

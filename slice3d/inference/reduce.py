@@ -9,9 +9,9 @@ convex combination), so only cells whose corners disagree are worked out: a few 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,57 +49,123 @@ class Tally:
     entropy: float = 0.0
 
 
-def neighbours(n_in: int, n_out: int, step: float, order: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Lower neighbour and weight of the upper one for each of n_out samples, `step` input voxels apart."""
-    x = sample_positions(n_in, n_out, step)
+@dataclass(frozen=True)
+class Window:
+    """A run of network voxels along one axis, and the study voxels that can be interpolated from them alone."""
+
+    low: int
+    high: int
+    out_low: int
+    out_high: int
+
+
+def window(low: int, high: int, *, n_in: int, n_out: int, step: float) -> Window:
+    """The window of network voxels low…high-1 out of n_in; step: network voxels per study voxel."""
+    out_low = 0 if low == 0 else int(np.ceil((low + 0.5) / step - 0.5))
+    out_high = n_out if high == n_in else int(np.floor((high - 0.5) / step - 0.5)) + 1
+    return Window(low, high, min(out_low, n_out), max(min(out_high, n_out), min(out_low, n_out)))
+
+
+def neighbours(n_in: int, w: Window, step: float, order: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """For each study voxel of a window: lower neighbour, counted from the window's, and weight of the upper one."""
+    x = sample_positions(n_in, w.out_high, step)[w.out_low :] - w.low
+    n_in = w.high - w.low
     if order == 0:
-        return np.floor(x + 0.5).astype(np.int64), np.zeros(n_out, np.float32)
+        return np.clip(np.floor(x + 0.5).astype(np.int64), 0, n_in - 1), np.zeros(len(x), np.float32)
+    x = np.clip(x, 0, n_in - 1)
     lower = np.minimum(np.floor(x).astype(np.int64), max(n_in - 2, 0))
     return lower, (x - lower).astype(np.float32)
+
+
+class Census:
+    """Counts, plane by plane, what the network found where: voxels, centre and extent of each channel."""
+
+    def __init__(self, channels: int, activation: str, first: int = 0) -> None:
+        self.activation = activation
+        # per channel: voxels, and sums of their (slab, row, column) indices
+        self.moments = np.zeros((channels, 4))
+        self.first, self.taken = first, first
+        self.extent: dict[int, NDArray[np.int64]] = {}
+
+    def take(self, scores: torch.Tensor, best: torch.Tensor | None, origin: tuple[int, int]) -> None:
+        """scores: (H, W, C) of the next plane; best: its strongest channels (softmax); origin: of its (H, W)."""
+        if best is not None:
+            classes = scores.shape[-1]
+            rows, columns = _count_along(best, classes, 0), _count_along(best, classes, 1)
+        else:
+            rows, columns = (scores > 0).sum(1).T.double(), (scores > 0).sum(0).T.double()
+        count = rows.sum(1)
+        place = [r.new_tensor(range(o, o + r.shape[1])) for r, o in zip((rows, columns), origin, strict=True)]
+        sums = [count, count * self.taken, rows @ place[0], columns @ place[1]]
+        self.moments += np.stack([s.cpu().numpy() for s in sums], 1)
+        for channel in count.nonzero().flatten().tolist():
+            r, c = rows[channel].nonzero().flatten(), columns[channel].nonzero().flatten()
+            here = np.array([
+                [self.taken, int(r[0]) + origin[0], int(c[0]) + origin[1]],
+                [self.taken + 1, int(r[-1]) + 1 + origin[0], int(c[-1]) + 1 + origin[1]],
+            ])  # fmt: skip
+            old = self.extent.get(channel, here)
+            self.extent[channel] = np.stack([np.minimum(old[0], here[0]), np.maximum(old[1], here[1])])
+        self.taken += 1
+
+    def centres(self) -> dict[int, tuple[float, NDArray[np.float64]]]:
+        """Channel → (network voxels, mean (slab, row, column) index) of what the model found there."""
+        found = np.flatnonzero(self.moments[:, 0])
+        return {int(c): (float(self.moments[c, 0]), self.moments[c, 1:] / self.moments[c, 0]) for c in found}
+
+    def box(self, channels: Iterable[int]) -> NDArray[np.int64] | None:
+        """(2, 3): smallest box around some channels, in network voxels; None when there is nothing of them."""
+        boxes = [self.extent[c] for c in channels if c in self.extent]
+        if not boxes:
+            return None
+        return np.stack([np.min([b[0] for b in boxes], axis=0), np.max([b[1] for b in boxes], axis=0)])
 
 
 class Reducer:
     """Takes finished score planes (H, W, C) in order, writes label planes of the study's box.
 
-    labels: (depth, height, width) integer array to fill, slab axis first. orders: spline order of the scores along
-    (slab, H, W). steps: network voxels per output voxel along the same axes.
+    shape: of the whole network grid; windows: the part of it that comes, per axis. labels: (depth, height, width)
+    integer array of the study's box, filled where the windows reach. All slab axis first.
+    orders: spline order of the scores along (slab, H, W). steps: network voxels per output voxel along the same axes.
     """
 
     def __init__(
         self,
         shape: Axes,
-        labels: NDArray[np.generic],
+        labels: NDArray[Any],
         decision: Decision,
         *,
+        windows: tuple[Window, Window, Window],
         steps: tuple[float, float, float],
         orders: Axes = (1, 1, 1),
         device: torch.device,
     ) -> None:
         import torch
 
-        self.shape, self.labels, self.decision, self.device = shape, labels, decision, device
-        self.lower, self.weight = neighbours(shape[0], labels.shape[0], steps[0], orders[0])
-        rows, self.row_weight = self._axis(shape[1], labels.shape[1], steps[1], orders[1])
-        columns, self.column_weight = self._axis(shape[2], labels.shape[2], steps[2], orders[2])
-        self.rows, self.columns = rows, columns
-        self.same_plane = shape[1:] == labels.shape[1:] and max(abs(s - 1) for s in steps[1:]) < 1e-6
+        self.decision, self.device = decision, device
+        self.box = tuple(slice(w.out_low, w.out_high) for w in windows)
+        self.labels = labels[self.box]
+        self.origin = (windows[1].low, windows[2].low)
+        self.lower, self.weight = neighbours(shape[0], windows[0], steps[0], orders[0])
+        self.rows, self.row_weight = self._axis(shape[1], windows[1], steps[1], orders[1])
+        self.columns, self.column_weight = self._axis(shape[2], windows[2], steps[2], orders[2])
+        small = (windows[1].high - windows[1].low, windows[2].high - windows[2].low)
+        self.same_plane = small == self.labels.shape[1:] and max(abs(s - 1) for s in steps[1:]) < 1e-6
         self.values = torch.tensor(decision.values, dtype=torch.int32, device=device)
         self.previous: torch.Tensor | None = None
         self.next_out = 0
         self.tallies = {name: Tally() for name in decision.groups}
-        # per channel: voxels, and sums of their (slab, row, column) indices
-        self.moments = np.zeros((len(decision.values), 4))
-        self.planes_taken = 0
+        self.census = Census(len(decision.values), decision.activation, windows[0].low)
         self.probability = {name: np.zeros(labels.shape, np.float16) for name in decision.probabilities}
 
-    def _axis(self, n_in: int, n_out: int, step: float, order: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _axis(self, n_in: int, w: Window, step: float, order: int) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        lower, weight = neighbours(n_in, n_out, step, order)
+        lower, weight = neighbours(n_in, w, step, order)
         return torch.from_numpy(lower).to(self.device), torch.from_numpy(weight).to(self.device)
 
     def take(self, index: int, scores: torch.Tensor) -> None:
-        """scores: (H, W, C) float32 of network plane `index`; planes come in order from 0."""
+        """scores: (H, W, C) float32 of plane `index`, counted from the window's first; planes come in order."""
         self._tally(scores)
         while self.next_out < len(self.lower):
             low, weight = int(self.lower[self.next_out]), float(self.weight[self.next_out])
@@ -129,7 +195,7 @@ class Reducer:
         self.labels[out] = result.cpu().numpy()
         for name in self.decision.probabilities:
             field_ = self._enlarged(self._probability(plane, self.decision.groups[name]))
-            self.probability[name][out] = field_.half().cpu().numpy()
+            self.probability[name][self.box][out] = field_.half().cpu().numpy()
 
     def _decide(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(…, C) scores → label values (…) and a code that is equal where the decision is equal."""
@@ -178,7 +244,7 @@ class Reducer:
         import torch
 
         best = scores.argmax(-1) if self.decision.activation == "softmax" else None
-        self._locate(scores, best)
+        self.census.take(scores, best, self.origin)
         if not self.tallies:
             return
         if best is not None:
@@ -202,27 +268,8 @@ class Reducer:
             tally.inside += column[2]
             tally.entropy += column[3]
 
-    def _locate(self, scores: torch.Tensor, best: torch.Tensor | None) -> None:
-        """Add one network plane to the sums behind each channel's centre."""
-        if best is not None:
-            classes = scores.shape[-1]
-            rows = torch_bincount(best, classes, 0)
-            columns = torch_bincount(best, classes, 1)
-        else:
-            rows, columns = (scores > 0).sum(1).T.double(), (scores > 0).sum(0).T.double()
-        count = rows.sum(1)
-        place = [r.new_tensor(range(r.shape[1])) for r in (rows, columns)]
-        sums = [count, count * self.planes_taken, rows @ place[0], columns @ place[1]]
-        self.moments += np.stack([s.cpu().numpy() for s in sums], 1)
-        self.planes_taken += 1
 
-    def centres(self) -> dict[int, tuple[float, NDArray[np.float64]]]:
-        """Channel → (network voxels, mean (slab, row, column) index) of what the model found there."""
-        found = np.flatnonzero(self.moments[:, 0])
-        return {int(c): (float(self.moments[c, 0]), self.moments[c, 1:] / self.moments[c, 0]) for c in found}
-
-
-def torch_bincount(best: torch.Tensor, classes: int, axis: int) -> torch.Tensor:
+def _count_along(best: torch.Tensor, classes: int, axis: int) -> torch.Tensor:
     """(classes, n) float64: how often each class occurs in each row (axis 0) or column (axis 1) of (H, W) classes."""
     import torch
 

@@ -183,3 +183,50 @@ def test_folds_and_flips_are_averaged(tmp_path: Path) -> None:
 def test_unknown_fold_is_an_input_error(tiny: ModelPackage) -> None:
     with pytest.raises(InputError, match="folds"):
         Engine(tiny, replace(FLOAT32, folds=(3,)))
+
+
+@given(
+    seed=st.integers(0, 50),
+    organ=st.sampled_from(["liver", "spleen", "bone"]),
+    shape=st.sampled_from([(40, 36, 30), (30, 52, 21)]),
+)
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_region_first_gives_what_the_whole_image_gives(
+    seed: int, organ: str, shape: tuple[int, int, int], pointwise: ModelPackage
+) -> None:
+    volume = oblique_volume(shape, seed)
+    package = replace(pointwise, patch_size=(8, 8, 8))
+    whole, part = (
+        Engine(package, replace(FLOAT32, region=region)).predict(volume, structures=[organ])
+        for region in ("whole", "auto")
+    )
+    assert whole.metadata["region"] is None
+    assert part.metadata["region"] is not None
+    np.testing.assert_array_equal(part.labels, whole.labels)
+
+
+def test_region_that_cuts_an_organ_grows(pointwise: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quick look shows half of the organ only; nothing may be cut flat."""
+    from slice3d.inference.reduce import Census
+
+    true_box = Census.box
+    looks: list[int] = []
+
+    def half_blind(self: Census, channels: list[int]) -> object:
+        found = true_box(self, channels)
+        looks.append(1)
+        if len(looks) == 1 and found is not None:
+            middle = (found[0] + found[1]) // 2
+            return np.stack([middle - 1, middle + 1])
+        return found
+
+    monkeypatch.setattr(Census, "box", half_blind)
+    monkeypatch.setattr("slice3d.inference.engine._MARGIN_MM", 3.0)
+    volume = oblique_volume((40, 36, 30))
+    package = replace(pointwise, patch_size=(8, 8, 8))
+    part = Engine(package, FLOAT32).predict(volume, structures=["spleen"])
+    monkeypatch.setattr(Census, "box", true_box)
+    whole = Engine(package, replace(FLOAT32, region="whole")).predict(volume, structures=["spleen"])
+    assert len(looks) > 2, "the region must have grown"
+    assert part.metadata["region"] is not None
+    np.testing.assert_array_equal(part.labels, whole.labels)

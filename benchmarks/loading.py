@@ -2,6 +2,7 @@
 
     python benchmarks/loading.py --prepare FOLDER            # writes the synthetic series once (about 700 MB)
     python benchmarks/loading.py --data FOLDER [--study STUDY] [--out results/loading.json]
+    python benchmarks/loading.py --data FOLDER --case rle --out results/loading.json    # one series; joins the file
     python benchmarks/loading.py --quick                     # small, a few seconds, nothing is written
     python benchmarks/loading.py --render results/loading.json
 
@@ -165,13 +166,13 @@ def _cpu() -> float:
     )
 
 
-def compare(folder: Path, rounds: int) -> dict[str, Any]:
+def compare(folder: Path, rounds: int, converter_rounds: int) -> dict[str, Any]:
     """Median wall and processor seconds per contender; None where it cannot read the series."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTENDERS}
     failed: dict[str, str] = {}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, load in CONTENDERS.items():
-            if name in failed:
+            if name in failed or (name in ("dcm2niix", "dicom2nifti") and turn >= converter_rounds):
                 continue
             wall, cpu = time.perf_counter(), _cpu()
             try:
@@ -246,14 +247,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run(data: Path, study: Path | None, rounds: int) -> dict[str, Any]:
+def run(data: Path, study: Path | None, rounds: int, converter_rounds: int, wanted: list[str]) -> dict[str, Any]:
     """Everything in one run."""
     import slice3d
 
     cases = {codec: data / codec for codec in CODECS if (data / codec).is_dir()}
+    cases = {title: path for title, path in cases.items() if not wanted or title in wanted}
     results: dict[str, Any] = {"machine": machine(), "rounds": rounds, "cases": {}}
     with tempfile.TemporaryDirectory() as folder:
-        if study is not None:
+        if study is not None and (not wanted or "real" in wanted):
             # only the images: the folder also holds texts and an archive, over which some contenders stumble
             copy = Path(folder) / "study"
             copy.mkdir()
@@ -262,20 +264,21 @@ def run(data: Path, study: Path | None, rounds: int) -> dict[str, Any]:
             cases = {"real study, uncompressed": copy, **cases}
         small = Path(folder) / "small"
         small.mkdir()
-        for file in sorted(next(iter(cases.values())).iterdir())[:4]:
+        for file in sorted((data / "uncompressed").iterdir())[:4]:
             shutil.copy(file, small)
         for title, path in cases.items():
+            print(title, file=sys.stderr)
             first = slice3d.load(path)
             reference = with_simpleitk(path).transpose(2, 1, 0)
             same = bool(np.array_equal(first.data, reference))
             del reference
             entry = {"slices": first.grid.shape[2], "side": first.grid.shape[0], "voxels_as_SimpleITK": same}
-            entry["times"] = compare(path, rounds)
+            entry["times"] = compare(path, rounds, converter_rounds)
             entry["memory"] = {name: peak(name, path, small) for name in ("slice3d", "SimpleITK")}
             results["cases"][title] = entry
             print(title, json.dumps(entry), file=sys.stderr)
     many = data / "many"
-    if many.is_dir():
+    if many.is_dir() and (not wanted or "scan" in wanted):
         walls = []
         for _ in range(rounds):
             start = time.perf_counter()
@@ -292,7 +295,7 @@ def render(results: dict[str, Any]) -> str:
     lines = [
         f"Machine: {m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, Python {m['python']}; load average at "
         "the start "
-        f"{m['load_average']}. Medians of {results['rounds']} interleaved rounds. "
+        f"{m['load_average']}. Medians of {results['rounds']} interleaved rounds (fewer where noted). "
         + ", ".join(f"{k} {v}" for k, v in m["versions"].items())
         + ".",
         "",
@@ -303,7 +306,8 @@ def render(results: dict[str, Any]) -> str:
         cells = []
         for name in names:
             t = entry["times"][name]
-            cells.append("cannot read it" if "cannot" in t else f"{t['wall_s']:.2f} ({t['cpu_s']:.2f})")
+            few = f"; {t['rounds']} rounds" if t.get("rounds", results["rounds"]) < results["rounds"] else ""
+            cells.append("cannot read it" if "cannot" in t else f"{t['wall_s']:.2f} ({t['cpu_s']:.2f}{few})")
         ours, theirs = entry["times"]["slice3d"], entry["times"]["SimpleITK"]
         ratio = f"{theirs['wall_s'] / ours['wall_s']:.2f}× wall, {theirs['cpu_s'] / ours['cpu_s']:.2f}× CPU"
         lines.append(f"| {entry['slices']} × {entry['side']}², {title} | " + " | ".join(cells) + f" | {ratio} |")
@@ -332,6 +336,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--study", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--converter-rounds", type=int, help="fewer rounds for the two slow converters")
+    parser.add_argument("--case", action="append", default=[], help="only this series (or `scan`); may be repeated")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--render", type=Path)
@@ -343,9 +349,13 @@ def main() -> None:
     elif options.quick:
         with tempfile.TemporaryDirectory() as folder:
             prepare(Path(folder), slices=12, side=96)
-            print(render(run(Path(folder), None, 2)))
+            print(render(run(Path(folder), None, 2, 2, [])))
     elif options.data:
-        results = run(options.data, options.study, options.rounds)
+        converter_rounds = options.converter_rounds or options.rounds
+        results = run(options.data, options.study, options.rounds, converter_rounds, options.case)
+        if options.case and options.out and options.out.exists():
+            before = json.loads(options.out.read_text())
+            results = {**before, **results, "cases": {**before["cases"], **results["cases"]}}
         if options.out:
             options.out.write_text(json.dumps(results, indent=1) + "\n")
         print(render(results))

@@ -13,6 +13,8 @@ from slice3d.findings import Finding
 class SeriesEntry:
     """One loadable (or not loadable) thing.
 
+    role: `"acquired"`, `"localiser"`, `"derived"` or `"secondary capture"` for pictures of a scanner, else empty.
+
     key: what `series=` and `--series` take. kind: `"volume"`, `"segmentation"`, `"structures"`, `"picture"` or
     `"other"`.
     shape: (i, j, k) voxels; spacing_mm likewise; orientation: three letters as in `Grid.orientation`; None when
@@ -34,12 +36,14 @@ class SeriesEntry:
     findings: tuple[Finding, ...] = ()
     problem: str = ""
     picked: bool = False
+    role: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary without identifiers."""
         return {
             "series": self.key,
             "kind": self.kind,
+            "role": self.role,
             "modality": self.modality,
             "description": self.description,
             "format": self.format,

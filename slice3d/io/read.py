@@ -33,7 +33,7 @@ def scan(path: str | Path, *, progress: Progress = silent) -> Listing:
     Raises `InputError` when the path does not exist or cannot be read.
     """
     path = _existing(path)
-    if path.is_file() and _format(path) != "dicom":
+    if _format(path) != "dicom":
         from slice3d.io.listfile import list_file
 
         return list_file(path)

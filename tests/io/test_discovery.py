@@ -59,6 +59,7 @@ def test_listing_of_a_mixed_folder(tmp_path):
         ("picture", "SC"),
         ("other", "SR"),
     ]
+    assert [s.role for s in listing] == ["acquired", "localiser", "secondary capture", ""]
     assert listing.picked == "1"
     assert [s.picked for s in listing] == [True, False, False, False]
     assert listing.series[0].shape == data.shape
@@ -198,7 +199,7 @@ def test_dicomdir(tmp_path):
     for dataset in main:
         media.add(dataset)
     media.write(tmp_path / "cd")
-    media._tmpdir.cleanup()  # else its finalizer warns at some later time, in some other test
+    media._stage["t"].cleanup()  # else its finalizer warns at some later time, in some other test
     listing = slice3d.scan(tmp_path / "cd" / "DICOMDIR")
     assert listing.files == 9
     np.testing.assert_array_equal(slice3d.load(tmp_path / "cd" / "DICOMDIR").data, data)
@@ -302,6 +303,14 @@ def test_nothing_to_load_is_one_clear_line(tmp_path, make, message):
     assert "\n" not in text
     assert "expected" in text
     assert str(tmp_path) not in text
+
+
+def test_a_folder_of_other_volumes_says_what_to_name(tmp_path):
+    volume = slice3d.Volume(asymmetric(), slice3d.Grid((9, 7, 5), AFFINE))
+    for name in ("a.nii.gz", "b.nii.gz"):
+        slice3d.save(volume, tmp_path / name)
+    with pytest.raises(InputError, match=r"no DICOM but 2 volume files such as a\.nii\.gz; .* name it"):
+        slice3d.load(tmp_path)
 
 
 def test_a_study_without_pixels_says_so(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from slice3d.errors import InputError
-from slice3d.grid import Grid, describe
 from slice3d.io.dicom.header import Header
 from slice3d.io.dicom.stacks import Series, Stack
 
@@ -49,17 +48,15 @@ def quality(candidate: Candidate) -> tuple[float, ...]:
     layout = stack.layout
     if layout is None:
         return (-1.0,)
-    kinds = header.image_type
-    localizer = "LOCALIZER" in kinds or "SCOUT" in header.description.upper()
-    derived = "DERIVED" in kinds or "SECONDARY" in kinds or "MIP" in kinds or header.modality in ("OT", "SC")
+    role = role_of(header)
     count = len(stack.planes)
     modality = {"CT": 3.0, "MR": 2.0, "PT": 1.0, "NM": 1.0}.get(header.modality, 0.0)
     extent = layout.step_mm * (count - 1)
     return (
         float(count > 1),
-        float(not localizer),
+        float(role != "localiser"),
         float(count >= 8),
-        float(not derived),
+        float(role == "acquired"),
         modality,
         float(layout.regular),
         round(extent / 20.0),
@@ -67,6 +64,17 @@ def quality(candidate: Candidate) -> tuple[float, ...]:
         -abs(_sharpness(header)),
         float(count),
     )
+
+
+def role_of(header: Header) -> str:
+    """What a series is to the examination: `"acquired"`, `"localiser"`, `"derived"` or `"secondary capture"`."""
+    kinds = header.image_type
+    title = header.description.upper()
+    if "LOCALIZER" in kinds or any(word in title for word in ("SCOUT", "LOCALIZER", "TOPOGRAM", "SURVIEW")):
+        return "localiser"
+    if header.modality in ("SC", "OT") or header.sop_class.startswith("1.2.840.10008.5.1.4.1.1.7"):
+        return "secondary capture"
+    return "derived" if {"DERIVED", "SECONDARY", "MIP"} & set(kinds) else "acquired"
 
 
 def _sharpness(header: Header) -> float:
@@ -140,8 +148,3 @@ def _reason(best: Candidate, others: list[Candidate]) -> str:
         if mine != other:
             return f"{name}, unlike {first.describe()}"
     return f"it comes first of {len(others) + 1} alike"
-
-
-def summary(grid: Grid) -> str:
-    """The grid in words."""
-    return describe(grid)

@@ -10,7 +10,7 @@ import numpy as np
 
 from slice3d.errors import GeometryError, InputError
 from slice3d.findings import Finding
-from slice3d.io.dicom.choose import Candidate, candidates, choices, pick, select
+from slice3d.io.dicom.choose import Candidate, candidates, pick, role_of, select
 from slice3d.io.dicom.discovery import Found, discover
 from slice3d.io.dicom.geometry import Layout
 from slice3d.io.dicom.header import Header
@@ -77,7 +77,13 @@ def _nothing(found: Found, path: Path) -> str:
         )
     if not found.others:
         return f"{name} is empty; expected DICOM files or a NIfTI, NRRD or MHA volume; check the path"
+    volumes = [f for f in found.others if f.name.lower().endswith(_SINGLE_FILES)]
+    if volumes:
+        return f"{name} holds no DICOM but {len(volumes)} volume files such as {volumes[0].name}; expected one; name it"
     return f"{name} holds {len(found.others)} files but none is DICOM; expected a CT or MR study; check the path"
+
+
+_SINGLE_FILES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 def _damage(found: Found) -> list[Finding]:
@@ -199,6 +205,7 @@ def _entry(candidate: Candidate) -> SeriesEntry:
         label=stack.label,
         findings=(*candidate.series.findings, *stack.findings),
         problem=stack.problem,
+        role=role_of(header),
     )
 
 
@@ -209,6 +216,3 @@ def _other(key: str, series: Series) -> SeriesEntry:
     if header.damage:
         problem = f"damaged: claims {header.damage}"
     return SeriesEntry(key, kind, header.modality, header.description, images=len(series.headers), problem=problem)
-
-
-__all__ = ["choices", "list_dicom", "load_all", "load_dicom"]

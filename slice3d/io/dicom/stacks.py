@@ -120,7 +120,8 @@ def _shape_key(plane: Plane, directions: list[np.ndarray]) -> Hashable:
             directions.append(direction)
     spacing = tuple(round(s, 4) for s in frame.spacing) if frame.spacing else None
     localizer = "LOCALIZER" in header.image_type
-    return (header.rows, header.columns, which, spacing, localizer, frame.position is None, _problem(plane))
+    stack = frame.keys.get("StackID")
+    return (header.rows, header.columns, which, spacing, localizer, frame.position is None, stack, _problem(plane))
 
 
 def _by_position(planes: list[Plane]) -> list[Stack]:
@@ -135,7 +136,7 @@ def _by_position(planes: list[Plane]) -> list[Stack]:
     except GeometryError as error:
         return [Stack(planes, None, problem=str(error))]
     origins = np.array([p.frame.position for p in planes], dtype=float)
-    places = _places(origins @ normal)
+    places = _places(origins @ normal, min(POSITION_TOLERANCE_MM / 2, 0.1 * min(frame.spacing)))
     repeats = np.bincount(places)
     if repeats.max() == 1:
         return [_stack(planes, {}, [])]
@@ -153,10 +154,10 @@ def _problem(plane: Plane) -> str:
     return ""
 
 
-def _places(distances: np.ndarray) -> np.ndarray:
+def _places(distances: np.ndarray, tolerance_mm: float) -> np.ndarray:
     """Number of the slice position each plane lies at."""
     order = np.argsort(distances, kind="stable")
-    jumps = np.diff(distances[order]) > POSITION_TOLERANCE_MM / 2
+    jumps = np.diff(distances[order]) > tolerance_mm
     numbers = np.concatenate([[0], np.cumsum(jumps)])
     out = np.empty(len(distances), dtype=int)
     out[order] = numbers

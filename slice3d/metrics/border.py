@@ -72,14 +72,14 @@ def mask_surface(mask: NDArray[np.bool_], steps_mm: NDArray[np.float64], *, flat
     quads = np.empty((edges, 4), np.int32)
     _nets.build(padded, centre, points, linked, quads)
     del padded
+    if flat_axes:
+        points, centre, linked, quads = _walls(points, centre, linked, quads, flat_axes)
     other = np.empty_like(points)
     for _ in range(_PAIRS):
         _nets.step(points, other, linked, _SHRINK)
         _nets.step(other, points, linked, _GROW)
     _nets.clamp(points, centre, 0.5)
     del other, linked
-    if flat_axes:
-        points, quads = _walls(points, centre, quads, flat_axes)
     points -= 1.0
     points = points @ steps_mm.T.astype(np.float32)
     faces = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
@@ -87,15 +87,21 @@ def mask_surface(mask: NDArray[np.bool_], steps_mm: NDArray[np.float64], *, flat
 
 
 def _walls(
-    points: NDArray[np.float32], centre: NDArray[np.float32], quads: NDArray[np.int32], flat: tuple[int, ...]
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Of a slab one voxel thick: straighten the walls and drop the two caps."""
-    for axis in flat:
+    points: NDArray[np.float32],
+    centre: NDArray[np.float32],
+    linked: NDArray[np.int32],
+    quads: NDArray[np.int32],
+    flat_axes: tuple[int, ...],
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
+    """Of a slab one voxel thick: keep the walls along its contour, drop the two caps and their pull on the walls."""
+    for axis in flat_axes:
         points[:, axis] = centre[:, axis]
-        span = np.ptp(centre[quads, axis], axis=1)
-        quads = quads[span > 0]
+        quads = quads[np.ptp(centre[quads, axis], axis=1) > 0]
+        linked[:, 2 * axis : 2 * axis + 2] = -1
     used, renumbered = np.unique(quads, return_inverse=True)
-    return points[used], renumbered.reshape(quads.shape).astype(np.int32)
+    number = np.full(len(points) + 1, -1, np.int32)  # the last entry stands for "no neighbour", index −1
+    number[used] = np.arange(len(used))
+    return points[used], centre[used], number[linked[used]], renumbered.reshape(quads.shape).astype(np.int32)
 
 
 def distances_mm(points: NDArray[Any], surface: Surface) -> NDArray[np.float64]:

@@ -101,3 +101,33 @@ def test_nnunet_voxel_borders(pair):
     assert hausdorff_mm(ours) == pytest.approx(max(there.max(), back.max()), **CLOSE)
     assert hausdorff_mm(ours, percentile=95) == pytest.approx(np.percentile(np.hstack([there, back]), 95), **CLOSE)
     assert assd_mm(ours) == pytest.approx((there.mean() + back.mean()) / 2, **CLOSE)
+
+
+@pytest.mark.real
+@pytest.mark.filterwarnings("ignore")
+def test_deepmind_and_monai_on_real_labels(data):
+    nibabel = pytest.importorskip("nibabel")
+    peer = pytest.importorskip("surface_distance")
+    torch = pytest.importorskip("torch")
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+    from scipy import ndimage
+
+    image = nibabel.load(data / "ct-torso" / "labels-only" / "s0011.nii.gz")
+    b = np.asarray(image.dataobj) == 1  # spleen
+    window = tuple(slice(max(s.start - 6, 0), s.stop + 6) for s in ndimage.find_objects(b.astype(np.uint8))[0])
+    b = np.ascontiguousarray(b[window][:, :, ::3])
+    spacing = (*map(float, image.header.get_zooms()[:2]), 4.5)
+    a = ndimage.binary_closing(np.roll(b, (2, -1, 1), (0, 1, 2)), iterations=2)
+    grid = Grid.from_spacing(b.shape, spacing)
+    theirs = peer.compute_surface_distances(b, a, spacing)
+    ours = surface_distances(a, b, grid, convention="deepmind")
+    assert masd_mm(ours) == pytest.approx(np.mean(peer.compute_average_surface_distance(theirs)), **CLOSE)
+    assert hausdorff_mm(ours, percentile=95) == pytest.approx(peer.compute_robust_hausdorff(theirs, 95), **CLOSE)
+    assert nsd(ours, tolerance_mm=2) == pytest.approx(peer.compute_surface_dice_at_tolerance(theirs, 2), **CLOSE)
+    x, y = (torch.from_numpy(mask)[None, None].float() for mask in (a, b))
+    options = {"include_background": True, "spacing": spacing}
+    ours = surface_distances(a, b, grid, convention="monai")
+    assert hausdorff_mm(ours) == pytest.approx(compute_hausdorff_distance(x, y, **options).item(), **CLOSE)
+    assert assd_mm(ours) == pytest.approx(
+        compute_average_surface_distance(x, y, symmetric=True, **options).item(), **CLOSE
+    )

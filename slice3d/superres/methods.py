@@ -131,7 +131,7 @@ class _Trained:
 
     def estimate(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
         fine_mm = operator.fine_mm - operator.slices_mm[0]
-        out: NDArray[np.float32] = self.trained.apply(slices, fine_mm, progress=self.progress)[0]
+        out: NDArray[np.float32] = self.trained.apply(slices, fine_mm, progress=self.progress)
         return out
 
     def lines(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:

@@ -19,6 +19,8 @@ from slice3d.superres.scene import Lattice, View, sample
 log = logging.getLogger(__name__)
 
 REGISTRATION_POINTS = 40_000
+# Voxels of a stack simulated at once: bounds the memory of the adjoint.
+CHUNK = 2**21
 # voxels (mm), blur (mm) and rounds of each level of the registration
 LEVELS = ((4.0, 6.0, 3), (2.5, 2.5, 4), (1.8, 0.0, 5))
 
@@ -43,9 +45,11 @@ def solve(
     def misfit_gradient(image: torch.Tensor, subtract: bool) -> torch.Tensor:
         image = image.detach().requires_grad_(True)
         for view, mask, weight in zip(views, inside, weights, strict=True):
-            seen = view.see(image, lattice)
-            difference = (seen - view.values) if subtract else seen
-            (0.5 * weight * (mask * difference.square()).sum()).backward()  # type: ignore[no-untyped-call]
+            for start in range(0, len(view.values), CHUNK):
+                part = slice(start, start + CHUNK)
+                seen = view.see(image, lattice, part)
+                difference = (seen - view.values[part]) if subtract else seen
+                (0.5 * weight * (mask[part] * difference.square()).sum()).backward()  # type: ignore[no-untyped-call]
         if image.grad is None:
             return torch.zeros_like(image)
         return image.grad
@@ -76,7 +80,7 @@ def average(views: Sequence[View], lattice: Lattice) -> torch.Tensor:
         inside = view.inside(lattice).float()
         value, share = _splat(lattice, points, view.values * inside), _splat(lattice, points, inside)
         # slices are far apart on a fine lattice: spread along the normal until neighbours meet
-        width = view.slice_step_mm / 2.0
+        width = 0.4 * view.slice_step_mm * np.abs(view.normal) + 0.5 * lattice.step
         value, share = _blur(value, lattice, width), _blur(share, lattice, width)
         total += value / (share + 1e-3 * share.max())
         weight += share / (share + 1e-3 * share.max())
@@ -94,14 +98,16 @@ def register(views: Sequence[View], lattice: Lattice, *, seed: int = 0, progress
     done, update = 0, 0.0
     for voxel, blur, rounds in LEVELS:
         coarse = lattice.coarser(max(voxel, float(lattice.step.max())))
+        small = [view.thinned(voxel) for view in views]
         for _ in range(rounds):
             update = 0.0
             for n in range(1, len(views)):
-                others = [view for m, view in enumerate(views) if m != n]
+                others = [view for m, view in enumerate(small) if m != n]
                 image = solve(others, coarse, average(others, coarse), iterations=4)
                 if blur:
                     image = _blur(image, coarse, blur)
-                update = max(update, _align(views[n], image, coarse, generator))
+                update = max(update, _align(small[n], image, coarse, generator))
+                views[n].pose = small[n].pose
             done += 1
             progress("registration", done / total)
             if update < 0.02:
@@ -177,7 +183,7 @@ def _splat(lattice: Lattice, points: torch.Tensor, values: torch.Tensor) -> torc
     return image.grad if image.grad is not None else torch.zeros(lattice.shape)
 
 
-def _blur(image: torch.Tensor, lattice: Lattice, sigma_mm: float) -> torch.Tensor:
+def _blur(image: torch.Tensor, lattice: Lattice, sigma_mm: float | NDArray[np.float64]) -> torch.Tensor:
     from scipy import ndimage
 
     return torch.from_numpy(

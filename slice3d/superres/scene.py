@@ -6,7 +6,7 @@ volume at its own voxels, averaged along its own normal with its own slice profi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class View:
     """One stack as the frame sees it.
 
     values: (N,) the slices' voxels. points: (N, 3) their centres in the frame, mm, before motion. normal: (3,) unit
-    vector. pose: (6,) rotation vector (radians, about `centre`) and translation (mm) that bring the stack into place.
+    vector. shape: of the stack's array, whose order the voxels have. pose: (6,) rotation vector (radians, about `centre`) and translation (mm) that bring the stack into place.
     """
 
     values: torch.Tensor
@@ -50,9 +50,10 @@ class View:
     profile: SliceProfile
     slice_step_mm: float
     centre: Array
+    shape: tuple[int, int, int]
     pose: Array = field(default_factory=lambda: np.zeros(6))
 
-    def placed(self, chosen: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def placed(self, chosen: torch.Tensor | slice | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, 3) points after the motion and the (3,) normal after it."""
         rotation, shift = rigid(self.pose)
         points = self.points if chosen is None else self.points[chosen]
@@ -61,11 +62,30 @@ class View:
         moved = turned + torch.from_numpy(shift.astype(np.float32))
         return moved, torch.from_numpy((rotation @ self.normal).astype(np.float32))
 
+    def thinned(self, spacing_mm: float) -> View:
+        """The same view with about one voxel per `spacing_mm` within the plane; all slices stay."""
+        index = torch.arange(len(self.values)).reshape(self.shape)
+        keep = torch.ones(self.shape, dtype=torch.bool)
+        for axis in range(3):
+            if self.shape[axis] < 2:
+                continue
+            along = [0, 0, 0]
+            along[axis] = 1
+            edge = self.points[int(index[along[0], along[1], along[2]])] - self.points[0]
+            if abs(float(edge @ _float(self.normal))) > 0.5 * float(edge.norm()):
+                continue
+            stride = max(1, int(spacing_mm / float(edge.norm())))
+            place = torch.arange(self.shape[axis]).reshape([-1 if n == axis else 1 for n in range(3)])
+            keep &= place % stride == 0
+        chosen = index[keep]
+        shape = (len(chosen), 1, 1)
+        return replace(self, values=self.values[chosen], points=self.points[chosen], shape=shape, pose=self.pose.copy())
+
     def offsets(self) -> Array:
         """(NODES,) distances from the slice's centre along the normal, mm."""
         return self.profile.quantile((np.arange(NODES) + 0.5) / NODES)
 
-    def see(self, volume: torch.Tensor, lattice: Lattice, chosen: torch.Tensor | None = None) -> torch.Tensor:
+    def see(self, volume: torch.Tensor, lattice: Lattice, chosen: torch.Tensor | slice | None = None) -> torch.Tensor:
         """(N,) what the stack would measure in `volume`; differentiable in the volume, which gives the exact
         adjoint."""
         points, normal = self.placed(chosen)
@@ -128,6 +148,7 @@ def view_of_slices(
         operator.profile,
         operator.slice_step_mm,
         lattice.origin + (np.array(shape) - 1) * step / 2,
+        (slices.shape[0], slices.shape[1], slices.shape[2]),
     )
     return lattice, view
 
@@ -155,6 +176,7 @@ def _view(stack: Stack, axes: Array, origin: Array, centre: Array) -> View:
         operator.profile,
         operator.slice_step_mm,
         centre,
+        grid.shape,
     )
 
 

@@ -45,8 +45,8 @@ class TrainSettings:
     minutes: float = 4.0
     steps: int | None = None
     seed: int = 0
-    channels: int = 64
-    blocks: int = 5
+    channels: int = 48
+    blocks: int = 4
     batch: int = 16
     learning_rate: float = 1.5e-3
     device: str = "auto"
@@ -127,25 +127,26 @@ class SelfTrained:
 
     def apply(
         self, slices: NDArray[np.float32], fine_mm: NDArray[np.float64], *, progress: Progress = silent
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(a, b, n) slices → (a, b, m) estimate at `fine_mm`, and half the difference between the two directions."""
-        total = slices.shape[0] + slices.shape[1]
-
-        def first(fraction: float) -> None:
-            progress("super-resolution", fraction * slices.shape[0] / total)
-
-        def second(fraction: float) -> None:
-            progress("super-resolution", (slices.shape[0] + fraction * slices.shape[1]) / total)
-
-        one = self.planes(slices, fine_mm, first)
-        two = self.planes(slices.transpose(1, 0, 2), fine_mm, second).transpose(1, 0, 2)
-        mean: NDArray[np.float32] = (one + two) / 2
-        spread: NDArray[np.float32] = np.abs(one - two) / 2
-        return mean, spread
-
-    def planes(
-        self, slices: NDArray[np.float32], fine_mm: NDArray[np.float64], progress: object = None
     ) -> NDArray[np.float32]:
+        """(a, b, n) slices → (a, b, m) estimate at `fine_mm` (from the first slice's centre).
+
+        The mean over both directions of planes, each as it lies and turned by half a circle.
+        """
+        end = (slices.shape[2] - 1) * self.slice_step_mm
+        turned_mm = end - fine_mm[::-1]
+        total: NDArray[np.float32] = np.zeros((*slices.shape[:2], len(fine_mm)), dtype=np.float32)
+        for n in range(4):
+            across = n % 2 == 1
+            image = slices.transpose(1, 0, 2) if across else slices
+            if n < 2:
+                planes = self.planes(image, fine_mm)
+            else:
+                planes = self.planes(image[:, ::-1, ::-1], turned_mm)[:, ::-1, ::-1]
+            total += planes.transpose(1, 0, 2) if across else planes
+            progress("super-resolution", (n + 1) / 4)
+        return total / 4
+
+    def planes(self, slices: NDArray[np.float32], fine_mm: NDArray[np.float64]) -> NDArray[np.float32]:
         """(s, L, n) → (s, L, m): every plane `slices[s]` by itself."""
         shift, scale = self.scale
         padded = np.pad(slices, ((0, 0), (0, 0), (PAD, PAD)), mode="edge")
@@ -161,8 +162,6 @@ class SelfTrained:
                 detail = self.network(part[:, None].to(device, memory_format=torch.channels_last)).float().cpu()
             fine = frame.compose(part, detail).numpy() * scale + shift
             out[start : start + chunk] = fine @ to_fine
-            if callable(progress):
-                progress(min(1.0, (start + chunk) / len(padded)))
         return out
 
 
@@ -250,7 +249,7 @@ def _train(
 def _application_seconds(pace: float, slices: NDArray[np.float32], source: InPlane, batch: int) -> float:
     """Time the network will take on the whole stack: a training step costs about three passes forward."""
     patch = batch * source.lines * source.count
-    voxels = 2 * slices.shape[0] * slices.shape[1] * (slices.shape[2] + 2 * PAD)
+    voxels = 4 * slices.shape[0] * slices.shape[1] * (slices.shape[2] + 2 * PAD)
     return float(1.3 * pace / 3 * voxels / patch)
 
 

@@ -71,6 +71,25 @@ def draw_surfaces(
     return SurfacePicture(np.rint(small * 255).astype(np.uint8), float(_SUPERSAMPLING / scale))
 
 
+def draw_colored(
+    mesh: Mesh, rgb: NDArray[np.float64], *, size: tuple[int, int], towards_viewer: tuple[float, float, float] = FRONT
+) -> SurfacePicture:
+    """Draw one mesh on white with a colour per vertex: `rgb` is (N, 3) in 0…1."""
+    columns, rows = (n * _SUPERSAMPLING for n in size)
+    camera = _camera(towards_viewer)
+    points = mesh.vertices @ camera.T
+    low, high = points.min(axis=0), points.max(axis=0)
+    scale = 0.94 * min(columns / max(high[0] - low[0], 1e-6), rows / max(high[1] - low[1], 1e-6))
+    points[:, 0] = (points[:, 0] - (low[0] + high[0]) / 2) * scale + columns / 2
+    points[:, 1] = rows / 2 - (points[:, 1] - (low[1] + high[1]) / 2) * scale
+    # Half the light is even, so that a colour can be found on the bar again.
+    shade = 0.5 + 0.5 * np.clip(_light(mesh, camera)[:, :1], 0, 1)
+    depth, color = _z_buffer(points, mesh.faces, rgb * shade, (rows, columns))
+    flat = np.where(np.isfinite(depth)[..., None], color, np.float32(1))
+    small = flat.reshape(size[1], _SUPERSAMPLING, size[0], _SUPERSAMPLING, 3).mean(axis=(1, 3))
+    return SurfacePicture(np.rint(small * 255).astype(np.uint8), float(_SUPERSAMPLING / scale))
+
+
 def opacities(names: Sequence[str]) -> dict[str, float]:
     """How solid to draw each of several structures, so that none hides those inside it."""
     kinds = {name: _kind(name) for name in names}
@@ -108,23 +127,32 @@ def _camera(towards_viewer: Sequence[float]) -> NDArray[np.float64]:
 def _layer(
     mesh: Mesh, points: NDArray[np.float64], camera: NDArray[np.float64], shape: tuple[int, int], opacity: float
 ) -> _Layer:
+    depth, bright = _z_buffer(points, mesh.faces, _light(mesh, camera), shape)
+    bright = bright.reshape(-1, 2)
+    own = np.asarray(fractions(mesh.color or structure_color(mesh.name)), dtype=np.float32)
+    rgb = np.clip(own * bright[:, :1] + bright[:, 1:], 0, 1)
+    return _Layer(depth, rgb.reshape(*shape, 3), opacity, _kind(mesh.name) == "bone")
+
+
+def _z_buffer(
+    points: NDArray[np.float64], faces: NDArray[np.int64], attributes: NDArray[np.float64], shape: tuple[int, int]
+) -> tuple[Floats, Floats]:
+    """(rows, columns) depth, infinite where nothing is, and (rows, columns, k) attributes of what is nearest."""
     rows, columns = shape
     depth = np.full(rows * columns, np.inf, dtype=np.float32)
-    bright = np.zeros((rows * columns, 2), dtype=np.float32)
-    light = np.column_stack([points[:, 2], _light(mesh, camera)]).astype(np.float32)
+    nearest = np.zeros((rows * columns, attributes.shape[1]), dtype=np.float32)
+    carried = np.column_stack([points[:, 2], attributes]).astype(np.float32)
     screen = points[:, :2].astype(np.float32)
-    for corners, weights in _patches(screen, mesh.faces):
+    for corners, weights in _patches(screen, faces):
         place = np.matmul(weights, screen[corners]).reshape(-1, 2)
-        values = np.matmul(weights, light[corners]).reshape(-1, 3)
+        values = np.matmul(weights, carried[corners]).reshape(-1, carried.shape[1])
         column, row = np.floor(place).astype(np.int64).T
         inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
         pixel, values = (row * columns + column)[inside], values[inside]
         np.minimum.at(depth, pixel, values[:, 0])
         front = values[:, 0] <= depth[pixel]
-        bright[pixel[front]] = values[front, 1:]
-    own = np.asarray(fractions(mesh.color or structure_color(mesh.name)), dtype=np.float32)
-    rgb = np.clip(own * bright[:, :1] + bright[:, 1:], 0, 1)
-    return _Layer(depth.reshape(shape), rgb.reshape(*shape, 3), opacity, _kind(mesh.name) == "bone")
+        nearest[pixel[front]] = values[front, 1:]
+    return depth.reshape(shape), nearest.reshape(*shape, -1)
 
 
 def _patches(screen: Floats, faces: NDArray[np.int64]):  # type: ignore[no-untyped-def]

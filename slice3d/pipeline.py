@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from slice3d.mesh import Mesh
     from slice3d.surface import SurfaceSettings
 
+# what an operator types may name a person: PS3.15 table E.1-1 has them removed
+_FREE_TEXT = frozenset({"SeriesDescription", "StudyDescription", "ProtocolName", "ContrastBolusAgent", "ImageComments"})
 DISCLAIMER = "slice3d is not a medical device; check every result against the images before relying on it."
 
 
@@ -240,7 +242,7 @@ def _manifest(
             "spacing_mm": [round(s, 6) for s in volume.grid.spacing_mm],
             "orientation": volume.grid.orientation,
             "modality": volume.modality,
-            "acquisition": {key: _jsonable(value) for key, value in volume.metadata.items()},
+            "acquisition": {k: _jsonable(v) for k, v in volume.metadata.items() if k not in _FREE_TEXT},
         },
         "model": {key: _jsonable(value) for key, value in result.metadata.items()},
         "settings": _jsonable(asdict(settings)),

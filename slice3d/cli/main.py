@@ -12,12 +12,16 @@ from slice3d import __version__
 from slice3d.cli import console, models
 from slice3d.cli.batch import batch
 from slice3d.cli.deidentify import deidentify
+from slice3d.cli.evaluate import evaluate
 from slice3d.cli.info import info
+from slice3d.cli.mesh import mesh
 from slice3d.cli.push import push
+from slice3d.cli.render import render
 from slice3d.cli.sample import sample
 from slice3d.cli.segment import segment
 from slice3d.cli.train import train
 from slice3d.cli.upsample import upsample
+from slice3d.cli.view import view
 from slice3d.cli.watch import watch
 from slice3d.errors import Slice3DError
 
@@ -28,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (segment, info, upsample, sample, train):
+for _command in (segment, info, view, mesh, render, evaluate, upsample, train, sample):
     app.command()(_command)
 for _command in (batch, watch, push, deidentify):
     app.command(rich_help_panel="Cohorts and archives")(_command)

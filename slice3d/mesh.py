@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -93,6 +94,18 @@ class Mesh:
         name = f"{self.name}: " if self.name else ""
         return f"Mesh({name}{len(self.vertices)} vertices, {len(self.faces)} faces, {self.volume_ml:.1f} ml)"
 
+    def _repr_html_(self) -> str:
+        return str(_notebook().html_of(self))
+
+    def show(self) -> Any:
+        """An interactive widget for a notebook. Needs the extra `viewer`."""
+        return _notebook().widget_of(self)
+
 
 def _make_mesh(*args: Any) -> Mesh:
     return Mesh(*args)
+
+
+def _notebook() -> Any:
+    # Values know nothing of pictures; a notebook that asks for one gets the viewer, looked up by name at that moment.
+    return importlib.import_module("slice3d.viewer.notebook")

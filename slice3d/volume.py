@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -84,6 +85,13 @@ class Volume:
         if self.modality:
             parts.append(self.modality)
         return f"Volume({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        return str(_notebook().html_of(self))
+
+    def show(self) -> Any:
+        """An interactive widget for a notebook. Needs the extra `viewer`."""
+        return _notebook().widget_of(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +177,13 @@ class Segmentation:
         more = f", … {len(self.names)} in all" if len(self.names) > 4 else ""
         return f"Segmentation({describe(self.grid)}: {names}{more})"
 
+    def _repr_html_(self) -> str:
+        return str(_notebook().html_of(self))
+
+    def show(self, *, over: Volume | None = None) -> Any:
+        """An interactive widget for a notebook, over an image when one is given. Needs the extra `viewer`."""
+        return _notebook().widget_of(self, over=over)
+
 
 def freeze(array: NDArray[Any]) -> NDArray[Any]:
     """Hand an array over: it becomes read-only, and `Volume` and `Segmentation` take it without a copy."""
@@ -184,3 +199,8 @@ def _make_volume(*args: Any) -> Volume:
 
 def _make_segmentation(*args: Any) -> Segmentation:
     return Segmentation(*args)
+
+
+def _notebook() -> Any:
+    # Values know nothing of pictures; a notebook that asks for one gets the viewer, looked up by name at that moment.
+    return importlib.import_module("slice3d.viewer.notebook")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slice3d import __version__, anatomy
-from slice3d.errors import InputError
+from slice3d.errors import InputError, MissingExtraError
 from slice3d.findings import Finding
 from slice3d.output import Transaction
 from slice3d.progress import Progress, silent
@@ -30,7 +30,12 @@ DISCLAIMER = "slice3d is not a medical device; check every result against the im
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What `run` should make. organs: structure names or aliases; None settings mean the defaults of each stage."""
+    """What `run` should make.
+
+    organs: structure names or aliases. None settings mean the defaults of each stage. report: write `report.html`.
+    dicom_seg: also write `segmentation.dcm` on the acquired slices; unlike every other output it carries the study's
+    patient identifiers, because an archive files it by them.
+    """
 
     organs: tuple[str, ...]
     model: str | None = None
@@ -38,6 +43,7 @@ class RunSettings:
     inference: InferenceSettings | None = None
     surface: SurfaceSettings | None = None
     report: bool = True
+    dicom_seg: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,11 +102,11 @@ def run(
 ) -> RunResult:
     """Load a study, segment it, mesh, measure and write everything into the folder `out`.
 
-    Writes `segmentation.nii.gz`, `segmentation.seg.nrrd`, one `.stl` per structure, `preview.png`, `metrics.json` and
-    `manifest.json` into a temporary folder beside `out` and moves them into place at the end: on any error what was in
-    `out` before is left as it was. Raises `Slice3DError` subclasses only for what the user can mend.
+    Writes `segmentation.nii.gz`, `segmentation.seg.nrrd`, one `.stl` per structure, `preview.png`, `report.html`,
+    `metrics.json` and `manifest.json` into a temporary folder beside `out` and moves them into place at the end: on
+    any error what was in `out` before is left as it was. Raises `Slice3DError` subclasses only for what the user can mend.
     """
-    from slice3d import io, models
+    from slice3d import io, models, viewer
 
     if not settings.organs:
         raise InputError("no structure asked for; expected at least one, e.g. --organ liver")
@@ -120,8 +126,15 @@ def run(
             metrics = _measure(result, meshes, truth)
         findings = _all_findings(volume, result, meshes, missing)
         with _stage("write", timings, progress):
-            _write(transaction.folder, volume, result, meshes, findings)
-        manifest = _manifest(volume, result, settings, timings, findings, transaction)
+            _write(transaction.folder, volume, result, meshes, settings)
+        with _stage("preview", timings, progress):
+            viewer.preview(volume, result, meshes, transaction.folder / "preview.png", findings=findings)
+        manifest = _manifest(volume, result, settings, timings, findings)
+        with _stage("report", timings, progress):
+            skipped = _report(transaction.folder, volume, result, meshes, {"metrics": metrics, "manifest": manifest})
+        findings = (*findings, *skipped)
+        manifest["findings"] = [finding.to_dict() for finding in findings]
+        manifest["timings_s"] = dict(timings)
         transaction.write_json("metrics.json", metrics)
         manifest["outputs"] = transaction.hashes()
         transaction.write_json("manifest.json", manifest)
@@ -214,15 +227,40 @@ def _all_findings(
 
 
 def _write(
-    folder: Path, volume: Volume, result: Segmentation, meshes: Mapping[str, Mesh], findings: tuple[Finding, ...]
+    folder: Path, volume: Volume, result: Segmentation, meshes: Mapping[str, Mesh], settings: RunSettings
 ) -> None:
-    from slice3d import io, viewer
+    from slice3d import io
 
     io.save(result, folder / "segmentation.nii.gz")
     io.save(result, folder / "segmentation.seg.nrrd")
+    if settings.dicom_seg:
+        io.save(result, folder / "segmentation.dcm", source=volume)
     for name, mesh in meshes.items():
         io.save(mesh, folder / f"{name}.stl")
-    viewer.preview(volume, result, meshes, folder / "preview.png", findings=findings)
+
+
+def _report(
+    folder: Path,
+    volume: Volume,
+    result: Segmentation,
+    meshes: Mapping[str, Mesh],
+    documents: Mapping[str, Any],
+) -> tuple[Finding, ...]:
+    """Write the page; without the extra `viewer` say so instead, because everything else is there."""
+    from slice3d import viewer
+
+    manifest = documents["manifest"]
+    if not manifest["settings"]["report"]:
+        return ()
+    findings = [Finding(f["code"], f["message"], f["severity"], f["details"]) for f in manifest["findings"]]
+    try:
+        viewer.report(
+            volume, result, meshes, folder / "report.html",
+            metrics=documents["metrics"], manifest=manifest, findings=findings,
+        )  # fmt: skip
+    except MissingExtraError as error:
+        return (Finding("no-report", f"report.html was not written: {error}", "info"),)
+    return ()
 
 
 def _manifest(
@@ -231,7 +269,6 @@ def _manifest(
     settings: RunSettings,
     timings: Mapping[str, float],
     findings: Sequence[Finding],
-    transaction: Transaction,
 ) -> dict[str, Any]:
     return {
         "slice3d": __version__,
@@ -260,7 +297,7 @@ def volume_hash(volume: Volume) -> str:
     digest = hashlib.sha256(f"{volume.data.dtype.str}{volume.grid.shape}".encode())
     digest.update(volume.grid.affine.tobytes())
     for plane in volume.data:
-        digest.update(np.ascontiguousarray(plane))
+        digest.update(np.ascontiguousarray(plane).tobytes())
     return digest.hexdigest()
 
 

@@ -17,6 +17,10 @@ def segment(
     model: Annotated[str | None, typer.Option("--model", help="Model package (default: chosen by organ).")] = None,
     series: Annotated[str | None, typer.Option("--series", help="Series to use, as `slice3d info` numbers it.")] = None,
     reference: Annotated[Path | None, typer.Option("--reference", help="Reference labels to score against.")] = None,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Also write segmentation.dcm; it carries patient identifiers.")
+    ] = False,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -24,7 +28,7 @@ def segment(
     from slice3d.pipeline import RunSettings, run
 
     organs = tuple(part.strip() for entry in organ for part in entry.split(",") if part.strip())
-    settings = RunSettings(organs=organs, model=model, series=series)
+    settings = RunSettings(organs, model, series, report=report, dicom_seg=dicom_seg)
     with console.progress_bar(quiet or as_json) as progress:
         result = run(study, out, settings=settings, reference=reference, progress=progress)
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -32,9 +33,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (segment, info, view, mesh, render, evaluate, upsample, train, sample):
+_HERE: tuple[Callable[..., None], ...] = (segment, info, view, mesh, render, evaluate, upsample, train, sample)
+_FAR: tuple[Callable[..., None], ...] = (batch, watch, push, deidentify)
+for _command in _HERE:
     app.command()(_command)
-for _command in (batch, watch, push, deidentify):
+for _command in _FAR:
     app.command(rich_help_panel="Cohorts and archives")(_command)
 app.add_typer(models.app, name="models")
 

@@ -56,10 +56,13 @@ def keep_volume(
     shift = 0.0
     for _ in range(3):
         normal = topology.face_normals(vertices, faces)
+        corner = vertices[faces[:, 0]] - vertices.mean(axis=0)
+        missing = volume_mm3 - float(np.einsum("ij,ij->", corner, normal)) / 6.0
+        if abs(missing) <= 1e-6 * abs(volume_mm3):
+            break
         area = float(np.linalg.norm(normal, axis=1).sum() / 2)
-        missing = volume_mm3 - volume(vertices, faces)
         step = missing / area
-        vertices = vertices + step * topology.vertex_normals(vertices, faces)
+        vertices = vertices + step * topology.vertex_normals(vertices, faces, normal)
         shift += step
     return vertices, shift
 

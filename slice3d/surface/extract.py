@@ -41,7 +41,8 @@ def surface(
         return empty(structure)
     field = implicit(region, settings)
     progress(stage, 0.6)
-    vertices, faces = contour(Field(snap(field.values), field.factors, None), region.grid)
+    values = field.values if field.clear else snap(field.values)
+    vertices, faces = contour(Field(values, field.factors, None), region.grid)
     shift = 0.0
     if settings.keep_volume and field.volume_mm3 is not None:
         vertices, shift = keep_volume(vertices, faces, field.volume_mm3)

@@ -21,18 +21,22 @@ from slice3d.surface.settings import SurfaceSettings
 
 Array = NDArray[np.float32]
 THICK = 1.5
+# how far from the level a voxel stays that must keep its side; also keeps vertices off the grid points
+_KEPT = np.float32(0.04)
 
 
 @dataclass(frozen=True)
 class Field:
     """values: (i, j, k) float32, positive inside. factors: samples per voxel along each axis.
 
-    volume_mm3: what the voxels hold, None where a fading probability map does not say.
+    volume_mm3: what the voxels hold, None where a fading probability map does not say. clear: no value is so near zero
+    that a vertex would fall on a grid point.
     """
 
     values: Array
     factors: tuple[int, int, int]
     volume_mm3: float | None
+    clear: bool = False
 
 
 def implicit(region: Region, settings: SurfaceSettings) -> Field:
@@ -54,7 +58,8 @@ def implicit(region: Region, settings: SurfaceSettings) -> Field:
     if values.shape == region.mask.shape:
         values = refine_all(values, factors)
     volume = _volume(region, values, factors)
-    return Field(_cut(values, region, factors), (int(factors[0]), int(factors[1]), int(factors[2])), volume)
+    clear = region.probability is None and factors.max() == 1 and not region.cut
+    return Field(_cut(values, region, factors), (int(factors[0]), int(factors[1]), int(factors[2])), volume, clear)
 
 
 def _volume(region: Region, values: Array, factors: NDArray[Any]) -> float | None:
@@ -220,16 +225,26 @@ def low_pass(
     """
     from scipy.ndimage import correlate1d
 
-    out: Array = mask.astype(np.float32)
-    for axis in range(3):
-        sigma = cutoff_mm / 4.0 / float(spacing[axis])
-        kernel = _kernel(max(sigma, 0.3))
-        out = correlate1d(out, kernel, axis=axis, mode="nearest")
+    from concurrent.futures import ThreadPoolExecutor
+
+    source, target = mask.astype(np.float32), np.empty(mask.shape, dtype=np.float32)
+    with ThreadPoolExecutor(2) as pool:
+        for axis in range(3):
+            kernel = _kernel(max(cutoff_mm / 4.0 / float(spacing[axis]), 0.3))
+            across = 1 if axis == 0 else 0
+            half = mask.shape[across] // 2
+
+            def work(part: slice, axis: int = axis, across: int = across, kernel: Any = kernel) -> None:
+                where = tuple(part if n == across else slice(None) for n in range(3))
+                correlate1d(source[where], kernel, axis=axis, mode="nearest", output=target[where])
+
+            list(pool.map(work, (slice(0, half), slice(half, None))))
+            source, target = target, source
+    out: Array = source
     out -= np.float32(0.5)
     if keep_labels:
-        low = np.float32(0.04)
-        np.copyto(out, low, where=mask & (out < low))
-        np.copyto(out, -low, where=~mask & (out > -low))
+        np.maximum(out, _KEPT, out=out, where=mask)
+        np.minimum(out, -_KEPT, out=out, where=~mask)
     return out
 
 

@@ -44,9 +44,10 @@ class Network:
         """The closed surface of one label, faces outwards; parts that touch in edges or points are divided there."""
         inner = np.flatnonzero(self.sides[:, 0] == label)
         outer = np.flatnonzero(self.sides[:, 1] == label)
-        quads = np.concatenate([self.quads[inner], self.quads[outer][:, ::-1]])
+        # Divided before it is turned, so that both neighbours get the same two triangles.
+        mine, theirs = (_triangles(self.vertices, self.quads[rows]) for rows in (inner, outer))
+        faces = np.concatenate([mine, theirs[:, ::-1]])
         voxel = np.concatenate([self.voxels[inner, 0], self.voxels[outer, 1]])
-        faces = _triangles(self.vertices, quads)
         vertices, faces, _ = topology.compact(self.vertices, faces)
         return topology.split_by_owner(vertices, faces, np.repeat(voxel, 2))
 

@@ -58,11 +58,10 @@ def crop(segmentation: Segmentation, structure: str, *, use_probabilities: bool 
     """
     probability = segmentation.probabilities.get(structure) if use_probabilities else None
     if probability is None:
-        mask = segmentation.mask(structure)
+        box = _box_of_labels(segmentation.labels, segmentation.values(structure))
     else:
         _check_probability(structure, probability)
-        mask = np.asarray(probability) >= 0.5
-    box = bounding_box(mask)
+        box = bounding_box(np.asarray(probability) >= 0.5)
     if box is None:
         return None
     start, stop = box[0] - MARGIN, box[1] + MARGIN
@@ -70,13 +69,44 @@ def crop(segmentation: Segmentation, structure: str, *, use_probabilities: bool 
     cut = [(axis, 0) for axis in range(3) if box[0][axis] == 0]
     cut += [(axis, 1) for axis in range(3) if box[1][axis] == shape[axis]]
     limits = np.stack([-0.5 - start, shape - 0.5 - start]).astype(np.float64)
+    if probability is None:
+        part = None
+        mask = _is_one_of(_window(segmentation.labels, start, stop), segmentation.values(structure))
+    else:
+        part = _window(probability, start, stop).astype(np.float32)
+        mask = part >= 0.5
     return Region(
         segmentation.grid.crop(start.tolist(), stop.tolist()),
-        _window(mask, start, stop),
-        None if probability is None else _window(probability, start, stop).astype(np.float32),
+        mask,
+        part,
         tuple(sorted(cut)),
         limits,
     )
+
+
+def _is_one_of(labels: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool_]:
+    out: NDArray[np.bool_] = labels == values[0] if len(values) == 1 else np.isin(labels, values)
+    return out
+
+
+def _box_of_labels(
+    labels: NDArray[Any], values: tuple[int, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """`bounding_box` of some labels, a few slices at a time, so that no mask of the whole scan is made."""
+    axis = int(np.argmax(np.abs(labels.strides)))
+    turned = np.moveaxis(labels, axis, 0)
+    found = []
+    for first in range(0, len(turned), 16):
+        box = bounding_box(_is_one_of(turned[first : first + 16], values))
+        if box is not None:
+            shift = np.array([first, 0, 0])
+            found.append((box[0] + shift, box[1] + shift))
+    if not found:
+        return None
+    back = [*range(1, axis + 1), 0, *range(axis + 1, 3)]
+    low = np.min([box[0] for box in found], axis=0)
+    high = np.max([box[1] for box in found], axis=0)
+    return low[back], high[back]
 
 
 def _window(array: NDArray[Any], start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[Any]:

@@ -1,0 +1,166 @@
+"""What a result says about itself, and what an input is refused for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slice3d.errors import InputError
+from slice3d.grid import Grid
+from slice3d.inference.checks import check_input, not_hounsfield
+from slice3d.inference.postprocess import clean
+from slice3d.inference.reduce import Tally
+from slice3d.inference.reliability import calibrate, check_result, check_sides, measure
+from slice3d.models import ModelPackage
+from slice3d.volume import Segmentation, Volume
+from tests.inference.builders import oblique_volume, random_network, write_package
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    return write_package(tmp_path_factory.mktemp("models") / "tiny", random_network())
+
+
+def grid(shape: tuple[int, int, int] = (60, 50, 40)) -> Grid:
+    """Axes run to L, A, S; 4 × 3 × 5 mm."""
+    affine = np.diag([-4.0, 3.0, 5.0, 1.0])
+    affine[:3, 3] = (100, -80, 20)
+    return Grid(shape, affine)
+
+
+def labels(boxes: dict[int, tuple[slice, slice, slice]], shape: tuple[int, int, int] = (60, 50, 40)) -> Segmentation:
+    array = np.zeros(shape, np.uint8)
+    for value, box in boxes.items():
+        array[box] = value
+    return Segmentation(array, grid(shape), {1: "liver", 2: "bone", 3: "liver_tumor"})
+
+
+def codes(result: Segmentation, wanted: list[str]) -> dict[str, str]:
+    return {f.code: f.severity for f in check_result(result, wanted, {}, {})}
+
+
+def test_whole_plausible_organ_has_no_finding() -> None:
+    liver = labels({1: (slice(10, 40), slice(10, 45), slice(5, 30))})  # 1575 ml
+    assert codes(liver, ["liver"]) == {}
+
+
+def test_organ_cut_by_the_field_of_view_names_the_anatomical_side() -> None:
+    cut = labels({1: (slice(10, 40), slice(10, 45), slice(20, 40))})
+    (finding,) = check_result(cut, ["liver"], {}, {})
+    assert finding.code == "organ-cut-by-field-of-view"
+    assert finding.severity == "warning"
+    assert finding.details["contact_cm2"] == {"superior": pytest.approx(30 * 35 * 12 / 100)}
+    left = labels({1: (slice(40, 60), slice(10, 45), slice(5, 30))})
+    assert set(check_result(left, ["liver"], {}, {})[0].details["contact_cm2"]) == {"left"}
+
+
+def test_bone_at_the_border_is_only_information() -> None:
+    assert codes(labels({2: (slice(10, 40), slice(10, 45), slice(20, 40))}), ["bone"]) == {
+        "organ-cut-by-field-of-view": "info"
+    }
+
+
+def test_implausible_volume() -> None:
+    small = labels({1: (slice(10, 20), slice(10, 20), slice(5, 15))})
+    assert codes(small, ["liver"]) == {"volume-implausible": "warning"}
+
+
+def test_liver_on_the_left_is_an_error_and_situs_solitus_is_not() -> None:
+    (finding,) = check_sides({"liver": (-60, 0, 0), "spleen": (80, 0, 0)})
+    assert (finding.code, finding.severity) == ("orientation-implausible", "error")
+    assert check_sides({"liver": (60, 0, 0), "spleen": (-80, 0, 0), "lung_left": (-70, 0, 200)}) == []
+    assert check_sides({"lung_left": (0, 0, -50), "kidney_left": (0, 0, 100)})[0].details["first"] == "lung_left"
+
+
+def test_expected_dice_follows_the_calibration(package: ModelPackage) -> None:
+    tally = {"liver": Tally(voxels=100, probability=90, inside=80, entropy=20)}
+    raw = measure(tally, package)["liver"]
+    assert raw["soft_dice"] == pytest.approx(2 * 80 / 190, abs=1e-4)
+    assert raw["mean_entropy"] == pytest.approx(0.2)
+    assert raw["expected_dice"] is None
+    line = {"measure": "soft_dice", "structures": {"liver": {"intercept": 0.1, "slope": 0.5}}}
+    calibrated = measure(tally, replace(package, reliability=line))["liver"]
+    assert calibrated["expected_dice"] == pytest.approx(0.1 + 0.5 * raw["soft_dice"], abs=1e-3)
+
+
+def test_calibration_recovers_a_line_and_never_slopes_down() -> None:
+    line = calibrate([(x, 0.2 + 0.7 * x) for x in (0.5, 0.7, 0.9, 1.0)])
+    assert (line["intercept"], line["slope"]) == (pytest.approx(0.2), pytest.approx(0.7))
+    assert calibrate([(0.9, 0.5), (0.8, 0.6), (0.7, 0.9)])["slope"] == 0
+    assert calibrate([])["cases"] == 0
+
+
+def test_second_component_of_an_organ_goes_and_is_reported() -> None:
+    two = np.array(labels({1: (slice(10, 40), slice(10, 40), slice(5, 25))}).labels)
+    two[45:55, 10:20, 5:15] = 1
+    two[44:56, 9:21, 15] = 2
+    result = clean(replace(labels({}), labels=two), ["liver"])
+    assert not (result.labels[45:55, 10:20, 5:15] == 1).any()
+    assert (result.labels[10:40, 10:40, 5:25] == 1).all()
+    assert [f.code for f in result.findings] == ["parts-dropped"]
+
+
+def test_crumbs_take_the_label_around_them() -> None:
+    array = np.zeros((60, 50, 40), np.uint8)
+    array[5:55, 5:45, 5:35] = 2
+    array[10:30, 10:30, 10:30] = 1
+    array[45, 40, 30] = 1
+    result = clean(replace(labels({}), labels=array), ["liver"])
+    assert result.labels[45, 40, 30] == 2
+    assert result.findings == ()
+
+
+def test_lesions_keep_all_their_parts_and_bones_their_large_ones() -> None:
+    array = np.zeros((60, 50, 40), np.uint8)
+    for n in range(3):
+        array[5 + 15 * n : 10 + 15 * n, 5:10, 5:10] = 3
+    assert clean(replace(labels({}), labels=array), ["liver_tumor"]).labels.sum() == array.sum()
+    array = np.where(array == 3, 2, 0).astype(np.uint8)
+    assert clean(replace(labels({}), labels=array), ["bone"]).labels.sum() == array.sum()
+
+
+def test_mr_given_to_a_ct_model_is_one_line(package: ModelPackage) -> None:
+    with pytest.raises(InputError, match=r"image is MR, model 'tiny' was trained on CT; use a CT study") as caught:
+        check_input([oblique_volume(modality="MR")], package)
+    assert "\n" not in str(caught.value)
+    found = check_input([oblique_volume(modality="MR")], package, allow=True)
+    assert [f.code for f in found] == ["modality-not-trained-on"]
+
+
+def test_unknown_modality_is_taken_for_ct_only_with_hounsfield_values(package: ModelPackage) -> None:
+    volume = oblique_volume(modality="")
+    assert [f.code for f in check_input([volume], package)] == ["modality-assumed"]
+    for data in (
+        np.abs(volume.data),  # magnitudes: an MR
+        (volume.data + 1024).astype(np.int16),  # not rescaled
+        ((volume.data - volume.data.mean()) / volume.data.std()).astype(np.float32),  # normalised
+        np.zeros(volume.grid.shape, np.int16),
+        np.full(volume.grid.shape, -1000, np.int16),
+    ):
+        with pytest.raises(InputError, match="cannot be Hounsfield units"):
+            check_input([replace(volume, data=data)], package)
+
+
+@pytest.mark.real
+def test_real_ct_passes_and_real_mr_does_not(data: Path) -> None:
+    from slice3d.io import load
+
+    for name in ("ct-torso/ts-example/ct_30slices.nii.gz", "ct-torso/labelled/s0002/ct.nii.gz", "dicom/ct-20slices"):
+        assert not not_hounsfield(load(data / name).data), name
+    assert not_hounsfield(load(data / "ct-torso/ts-example/mr_20slices.nii.gz").data)
+
+
+def test_nan_wrong_channels_and_too_few_slices(package: ModelPackage) -> None:
+    volume = oblique_volume()
+    with pytest.raises(InputError, match=r"2 image\(s\) given, model 'tiny' takes 1"):
+        check_input([volume, volume], package)
+    flat = Volume(volume.data[:, :, :1], volume.grid.crop((0, 0, 0), (21, 33, 1)), modality="CT")
+    with pytest.raises(InputError, match="at least 2 slices"):
+        check_input([flat], package)
+    broken = volume.data.astype(np.float32)
+    broken[0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="NaN"):
+        check_input([replace(volume, data=broken)], package)

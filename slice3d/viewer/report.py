@@ -30,7 +30,6 @@ from slice3d.volume import Segmentation, Volume
 _CLASS = re.compile(r'Creating new Niivue instance"\);.{0,200}?=new ([A-Za-z_$][\w$]*)\(', re.S)
 _TAIL = re.compile(r"export\s*\{[^}]*\}\s*;?\s*$")
 _MOST_LABELS = 250
-_FAINTEST = 0.1
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def _data(
                 "color": by_name[name].color if name in by_name and by_name[name].color else structure_color(name),
                 "labels": [number[v] for v in _values(segmentation, name, structures) if v in number],
                 "surface": _base64(surface_bytes(by_name[name])) if name in by_name else "",
-                "opacity": _page_opacity(solid.get(name, 1.0)),
+                "opacity": _page_opacity(name, solid.get(name, 1.0)),
                 "shown": anatomy.canonical(name) != "body" or len(names) == 1,
             }
             for name in names
@@ -141,9 +140,11 @@ def _data(
     }, notes
 
 
-def _page_opacity(opacity: float) -> float:
-    # On the page's black ground, and where anything can be switched off, translucent surfaces may be more solid.
-    return opacity if opacity in (_FAINTEST, 1.0) else round(min(1.0, opacity + 0.2), 3)
+def _page_opacity(name: str, opacity: float) -> float:
+    # NiiVue draws the triangles of a translucent surface unsorted: right for round organs, torn for a skeleton, which
+    # can be switched off here instead.
+    known = anatomy.STRUCTURES.get(anatomy.canonical(name))
+    return 1.0 if known is not None and known.kind == "bone" else opacity
 
 
 def _start(segmentation: Segmentation, structures: Sequence[str]) -> list[float]:

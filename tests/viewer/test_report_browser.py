@@ -36,13 +36,14 @@ class Opened:
         self.said: list[str] = []
         self.asked: list[str] = []
         self.context = browser.new_context(offline=True, **context)
+        self.context.set_default_timeout(120_000)  # software WebGL on a busy machine is slow
         self.page = self.context.new_page()
         self.page.on("console", lambda m: self.said.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda e: self.said.append(str(e)))
         self.page.on("dialog", lambda d: (self.said.append("dialog"), d.dismiss()))
         self.page.on("request", lambda r: self.asked.append(r.url))
         self.page.goto(path.as_uri())
-        self.page.wait_for_selector("#canvas[data-ready]", timeout=120_000)
+        self.page.wait_for_selector("#canvas[data-ready]")
 
     def pixels(self) -> np.ndarray:
         """(rows, columns, 3) of the canvas as it is shown."""
@@ -116,7 +117,10 @@ def test_wheel_over_a_slice_changes_it(opened: Opened) -> None:
     place = opened.page.locator("#place").text_content()
     opened.page.locator("#canvas").hover()
     opened.page.mouse.wheel(0, 240)
-    opened.page.wait_for_timeout(500)
+    for _ in range(40):
+        if slider.input_value() != first:
+            break
+        opened.page.wait_for_timeout(250)
     assert slider.input_value() != first
     assert opened.page.locator("#place").text_content() != place
     assert (np.abs(opened.pixels() - picture).sum(axis=2) > 30).any()
@@ -164,7 +168,7 @@ def test_ruler_draws_on_a_slice(opened: Opened) -> None:
     opened.page.mouse.down()
     opened.page.mouse.move(x + 60, y + 40, steps=4)
     opened.page.mouse.up()
-    opened.page.wait_for_timeout(200)
+    opened.page.wait_for_timeout(1000)
     made = opened.page.evaluate("slice3dReport.nv.document.completedMeasurements.map((m) => m.distance)")
     assert len(made) == 1
     assert 1 < made[0] < 60

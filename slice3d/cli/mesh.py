@@ -15,15 +15,30 @@ if TYPE_CHECKING:
 
 def mesh(
     labels: Annotated[Path, typer.Argument(help="Labels: NIfTI, NRRD, MHA, DICOM SEG or RTSTRUCT.")],
-    out: Annotated[Path, typer.Option("--out", help="File (.stl .ply .obj .3mf .glb .vtp .vtm .mrml .mrb .dcm) or folder.")],
-    structure: Annotated[list[str] | None, typer.Option("--structure", "-s", help="Structure; repeat or separate by commas (default: all).")] = None,
-    study: Annotated[Path | None, typer.Option("--study", help="The images: grid of an RTSTRUCT, patient of a .dcm.")] = None,
-    smoothing_mm: Annotated[float | None, typer.Option("--smoothing-mm", help="Cut-off wavelength (default: four voxels; 0: none).")] = None,
-    triangles: Annotated[int | None, typer.Option("--triangles", help="Reduce to about this many per structure.")] = None,
-    max_error_mm: Annotated[float | None, typer.Option("--max-error-mm", help="Reduce triangles within this distance.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="File (.stl .ply .obj .3mf .glb .vtp .vtm .mrml .mrb .dcm) or folder.")
+    ],
+    structure: Annotated[
+        list[str] | None,
+        typer.Option("--structure", "-s", help="Structure; repeat or separate by commas (default: all)."),
+    ] = None,
+    study: Annotated[
+        Path | None, typer.Option("--study", help="The images: grid of an RTSTRUCT, patient of a .dcm.")
+    ] = None,
+    smoothing_mm: Annotated[
+        float | None, typer.Option("--smoothing-mm", help="Cut-off wavelength (default: four voxels; 0: none).")
+    ] = None,
+    triangles: Annotated[
+        int | None, typer.Option("--triangles", help="Reduce to about this many per structure.")
+    ] = None,
+    max_error_mm: Annotated[
+        float | None, typer.Option("--max-error-mm", help="Reduce triangles within this distance.")
+    ] = None,
     min_fragment_mm3: Annotated[float, typer.Option("--min-fragment-mm3", help="Remove smaller separate parts.")] = 0.0,
     min_cavity_mm3: Annotated[float, typer.Option("--min-cavity-mm3", help="Fill smaller cavities.")] = 0.0,
-    print_ready: Annotated[bool, typer.Option("--print-ready", help="Repair until it prints, or fail with exit code 4.")] = False,
+    print_ready: Annotated[
+        bool, typer.Option("--print-ready", help="Repair until it prints, or fail with exit code 4.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print measurements and checks as JSON.")] = False,
 ) -> None:
@@ -73,7 +88,9 @@ def _check_target(out: Path) -> None:
 
     if out.suffix and not out.is_dir():
         if out.suffix.lower() not in MESH_WRITERS:
-            raise InputError(f"{out.name!r} has suffix {out.suffix}; expected one of {', '.join(MESH_WRITERS)}, or a folder")
+            raise InputError(
+                f"{out.name!r} has suffix {out.suffix}; expected one of {', '.join(MESH_WRITERS)}, or a folder"
+            )
         if not out.parent.is_dir():
             raise InputError(f"folder {out.parent.name!r} does not exist; expected one to write into; create it first")
 

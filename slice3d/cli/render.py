@@ -16,11 +16,19 @@ _MESHES = (".stl", ".obj", ".vtp")
 
 
 def render(
-    sources: Annotated[list[Path], typer.Argument(help="Meshes (.stl .obj .vtp .dcm) or labels (NIfTI, NRRD, MHA, SEG).")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Meshes (.stl .obj .vtp .dcm) or labels (NIfTI, NRRD, MHA, SEG).")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Picture (.png), or turntable (.gif, .mp4).")],
-    view: Annotated[str, typer.Option("--view", help="anterior, posterior, left, right, superior or inferior.")] = "anterior",
-    depth: Annotated[bool, typer.Option("--depth", help="A 16-bit depth image in mm, and the camera as JSON beside it.")] = False,
-    structure: Annotated[list[str] | None, typer.Option("--structure", "-s", help="Structures of labels (default: all).")] = None,
+    view: Annotated[
+        str, typer.Option("--view", help="anterior, posterior, left, right, superior or inferior.")
+    ] = "anterior",
+    depth: Annotated[
+        bool, typer.Option("--depth", help="A 16-bit depth image in mm, and the camera as JSON beside it.")
+    ] = False,
+    structure: Annotated[
+        list[str] | None, typer.Option("--structure", "-s", help="Structures of labels (default: all).")
+    ] = None,
     size: Annotated[int, typer.Option("--size", help="Pixels along each side.")] = 800,
     parallel: Annotated[bool, typer.Option("--parallel", help="Parallel rays instead of a pinhole camera.")] = False,
     frames: Annotated[int, typer.Option("--frames", help="Pictures in a turntable.")] = 36,
@@ -33,7 +41,9 @@ def render(
 
     suffix = out.suffix.lower()
     if suffix not in (".png", ".gif", ".mp4") or (depth and suffix != ".png"):
-        raise InputError(f"{out.name!r} cannot hold this; expected .png for pictures and depth, .gif or .mp4 for turntables")
+        raise InputError(
+            f"{out.name!r} cannot hold this; expected .png for pictures and depth, .gif or .mp4 for turntables"
+        )
     settings = drawing.RenderSettings(size=(size, size), perspective=not parallel)
     with console.progress_bar(quiet or as_json) as progress:
         meshes = [m for source in sources for m in _meshes(source, structure or [])]

@@ -35,10 +35,7 @@ def decimate(mesh: Mesh, *, target_triangles: int | None = None, max_error_mm: f
     if target >= len(mesh.faces):
         return mesh
     arrays = (mesh.vertices, mesh.faces)
-    if max_error_mm is None:
-        best = _to_count(arrays, target)
-    else:
-        best = _to_error(mesh, target, max_error_mm)
+    best = _to_count(arrays, target) if max_error_mm is None else _to_error(mesh, target, max_error_mm)
     if len(best[1]) < 4:
         raise InputError(
             f"decimation to {target} triangles leaves no surface of {mesh.name or 'the mesh'}; ask for more"

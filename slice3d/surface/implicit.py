@@ -223,9 +223,9 @@ def low_pass(
     The kernel is 2G − G∗G per axis; its half-amplitude wavelength is `cutoff_mm`. With `keep_labels` no voxel centre
     changes sides, so that nothing thin is lost.
     """
-    from scipy.ndimage import correlate1d
-
     from concurrent.futures import ThreadPoolExecutor
+
+    from scipy.ndimage import correlate1d
 
     source, target = mask.astype(np.float32), np.empty(mask.shape, dtype=np.float32)
     with ThreadPoolExecutor(2) as pool:

@@ -89,9 +89,7 @@ def _is_one_of(labels: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool
     return out
 
 
-def _box_of_labels(
-    labels: NDArray[Any], values: tuple[int, ...]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+def _box_of_labels(labels: NDArray[Any], values: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """`bounding_box` of some labels, a few slices at a time, so that no mask of the whole scan is made."""
     axis = int(np.argmax(np.abs(labels.strides)))
     turned = np.moveaxis(labels, axis, 0)

@@ -15,7 +15,6 @@ from slice3d.surface import topology
 from slice3d.surface.distance import require_faces
 from slice3d.volume import Volume
 
-
 # 2 sin(60° / 2): balls whose two contacts are less than 60° apart seen from their centre are taken for roughness
 _CHORD = 1.0
 

@@ -113,9 +113,7 @@ def face_normals(vertices: Vertices, faces: Faces) -> NDArray[np.float64]:
     return out
 
 
-def vertex_normals(
-    vertices: Vertices, faces: Faces, normal: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
+def vertex_normals(vertices: Vertices, faces: Faces, normal: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     """(N, 3) unit normals, weighted by area; zero where the triangles cancel."""
     normal = face_normals(vertices, faces) if normal is None else normal
     out = np.empty_like(vertices)

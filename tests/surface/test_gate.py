@@ -11,7 +11,19 @@ from slice3d.errors import InputError, QualityError
 from slice3d.grid import Grid
 from slice3d.mesh import Mesh
 from slice3d.surface import (
-    Limits, annotate, check, cut, decimate, deviation, distance_between, measure, plane, remesh, repair, smooth, surface,
+    Limits,
+    annotate,
+    check,
+    cut,
+    decimate,
+    deviation,
+    distance_between,
+    measure,
+    plane,
+    remesh,
+    repair,
+    smooth,
+    surface,
 )  # fmt: skip
 from slice3d.surface.intersect import self_intersections
 from slice3d.volume import Segmentation, Volume
@@ -28,7 +40,7 @@ def ball(radius: float = 10.0, centre: tuple[float, float, float] = (14.0, 15.0,
     grid = Grid.from_spacing((n, n + 1, n + 2), (spacing,) * 3, np.asarray(centre) - radius - 5 * spacing)
     points = grid.to_world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1)) - centre
     steps = (np.arange(4) - 1.5) / 4 * spacing
-    inside = [np.linalg.norm(points + (a, b, c), axis=-1) <= radius for a in steps for b in steps for c in steps]
+    inside = [np.linalg.norm((*points, a, b, c), axis=-1) <= radius for a in steps for b in steps for c in steps]
     part = np.mean(inside, axis=0).astype(np.float32)
     labels = (part > 0.5).astype(np.uint8)
     return surface(Segmentation(labels, grid, {1: "liver"}, probabilities={"liver": part}), "liver")
@@ -141,7 +153,9 @@ def test_crossings_agree_with_a_test_of_every_pair(seed: int) -> None:
             for one, two in ((corner[a], corner[b]), (corner[b], corner[a])):
                 for n in range(3):
                     start, step = one[n], one[(n + 1) % 3] - one[n]
-                    t, u, v = np.linalg.solve(np.stack([-step, two[1] - two[0], two[2] - two[0]], axis=1), start - two[0])
+                    t, u, v = np.linalg.solve(
+                        np.stack([-step, two[1] - two[0], two[2] - two[0]], axis=1), start - two[0]
+                    )
                     if 0 < t < 1 and u > 0 and v > 0 and u + v < 1:
                         expected.add((a, b))
     assert found == expected

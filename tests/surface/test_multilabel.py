@@ -46,7 +46,7 @@ def test_neighbours_share_every_triangle_of_their_interface(spacing: tuple[float
     assert total == pytest.approx(4 / 3 * np.pi * 17**3, rel=0.02)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**31))
 def test_any_labels_give_closed_oriented_parts(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -77,7 +77,11 @@ def test_the_border_is_closed_with_a_finding() -> None:
     labels = np.zeros((12, 13, 14), dtype=np.uint8)
     labels[:5, 3:9, 3:9], labels[5:9, 3:9, 3:9] = 1, 2
     meshes = surfaces(Segmentation(labels, Grid.from_spacing(labels.shape, (1, 1, 1)), {1: "a", 2: "b", 3: "c"}))
-    assert [[f.code for f in meshes[n].findings] for n in "abc"] == [["closed-at-field-of-view"], [], ["empty-structure"]]
+    assert [[f.code for f in meshes[n].findings] for n in "abc"] == [
+        ["closed-at-field-of-view"],
+        [],
+        ["empty-structure"],
+    ]
     assert meshes["a"].bounds_mm[0, 0] == pytest.approx(-0.5, abs=0.1)
     assert check(meshes["a"], wall=False).passed
 
@@ -87,10 +91,10 @@ def test_real_labels_keep_their_volumes(data: Path) -> None:
     from slice3d import load_segmentation
 
     whole = load_segmentation(data / "ct-torso" / "labelled" / "s0009" / "labels.nii.gz")
-    window = tuple(slice(10, 90) for _ in range(3))
-    part = Segmentation(whole.labels[window], whole.grid.crop((10,) * 3, (90,) * 3), whole.names)
+    window = tuple(slice(20, 80) for _ in range(3))
+    part = Segmentation(whole.labels[window], whole.grid.crop((20,) * 3, (80,) * 3), whole.names)
     large = [n for n in surfaces(part).values() if n.metadata.get("voxel_volume_ml", 0) > 1]
-    assert len(large) > 10
+    assert len(large) > 5
     for mesh in large:
         assert mesh.volume_ml == pytest.approx(mesh.metadata["voxel_volume_ml"], rel=0.02)
         assert check(mesh, wall=False).manifold

@@ -138,7 +138,9 @@ def test_single_voxel_and_thin_sheet_survive() -> None:
 
 
 def test_empty_structure_is_a_finding() -> None:
-    segmentation = Segmentation(np.zeros((4, 5, 6), np.uint8), Grid.from_spacing((4, 5, 6), THIN), {1: "liver", 2: "aorta"})
+    segmentation = Segmentation(
+        np.zeros((4, 5, 6), np.uint8), Grid.from_spacing((4, 5, 6), THIN), {1: "liver", 2: "aorta"}
+    )
     mesh = surface(segmentation, "liver")
     assert not len(mesh.faces)
     assert [f.code for f in mesh.findings] == ["empty-structure"]

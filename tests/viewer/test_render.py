@@ -12,13 +12,26 @@ from PIL import Image
 from slice3d.errors import InputError
 from slice3d.mesh import Mesh
 from slice3d.viewer import render as drawing
-from slice3d.viewer.render import DEPTH_STEP_MM, RenderSettings, depth_map, missing_library, opengl_problem, render, turntable
+from slice3d.viewer.render import (
+    DEPTH_STEP_MM,
+    RenderSettings,
+    depth_map,
+    missing_library,
+    opengl_problem,
+    render,
+    turntable,
+)
 
 needs_opengl = pytest.mark.skipif(bool(opengl_problem()), reason=opengl_problem() or "OpenGL works")
 SMALL = RenderSettings(size=(160, 120))
 
 
-def box(low: tuple[float, float, float], high: tuple[float, float, float], name: str = "liver", color: tuple[int, int, int] = (255, 0, 0)) -> Mesh:
+def box(
+    low: tuple[float, float, float],
+    high: tuple[float, float, float],
+    name: str = "liver",
+    color: tuple[int, int, int] = (255, 0, 0),
+) -> Mesh:
     corner = np.array([(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=float)
     quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
     faces = [t for a, b, c, d in quads for t in ((a, b, c), (a, c, d))]

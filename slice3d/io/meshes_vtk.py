@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import shutil
@@ -98,7 +97,7 @@ def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
             (part / name).write_bytes(content)
         folder.mkdir(exist_ok=True)
         for name in files:
-            os.replace(part / name, folder / name)
+            (part / name).replace(folder / name)
     except OSError as error:
         raise InputError(
             f"cannot write into {folder.name}: {error.strerror or error}; choose another folder"

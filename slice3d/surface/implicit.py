@@ -234,7 +234,14 @@ def low_pass(
             across = 1 if axis == 0 else 0
             half = mask.shape[across] // 2
 
-            def work(part: slice, axis: int = axis, across: int = across, kernel: Any = kernel) -> None:
+            def work(
+                part: slice,
+                source: Array = source,
+                target: Array = target,
+                axis: int = axis,
+                across: int = across,
+                kernel: Any = kernel,
+            ) -> None:
                 where = tuple(part if n == across else slice(None) for n in range(3))
                 correlate1d(source[where], kernel, axis=axis, mode="nearest", output=target[where])
 

@@ -20,7 +20,7 @@ Array = NDArray[Any]
 class Pool:
     """Cases saved by `cases.save`, in folders that are drawn from with given weights.
 
-    Volumes are memory-mapped. folders: path → weight. only / without restrict cases by name (the part before a '-seed').
+    Volumes are memory-mapped. folders: path → weight. without: names of cases that must not be drawn.
     """
 
     def __init__(self, folders: Mapping[Path, float], *, without: Sequence[str] = ()) -> None:

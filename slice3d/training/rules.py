@@ -104,7 +104,10 @@ def label(hu: Array, spacing_mm: tuple[float, ...]) -> Array:
     fringe = ndimage.binary_closing(np.pad(sure, 4), iterations=3)[4:-4, 4:-4, 4:-4] & body & (hu > -20)
     out[fringe & (out == SOFT_TISSUE)] = SOFT_TISSUE_OR_BONE
     out[sure & (hu > 450)] = _BONE
-    out[air] = NOT_LUNG_OR_BONE
+    # the edges of a lung are air that its smooth mask leaves out: only air far from lungs is surely none
+    lung_edge = ndimage.binary_dilation(left | right, iterations=4)
+    out[air & lung_edge] = IGNORE
+    out[air & ~lung_edge] = NOT_LUNG_OR_BONE
     out[left], out[right] = _LEFT, _RIGHT
     rim = body ^ ndimage.binary_erosion(body, iterations=1)
     out[rim & (out == SOFT_TISSUE)] = NOT_LUNG_OR_BONE

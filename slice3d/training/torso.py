@@ -32,7 +32,7 @@ class Recipe:
     phantoms: int = 16
     coarse_steps: int = 1300
     coarse_schedule: int = 1800
-    fine_steps: int = 800
+    fine_steps: int = 1050
     held_out: tuple[str, ...] = HELD_OUT
     workers: int = 1
     threads: int = 1
@@ -165,7 +165,7 @@ def train_torso(
     )  # fmt: skip
     pseudo_label(first, coarse, pool, progress=progress)
     warm_start(first, out / "fine")
-    weights = {"labelled": 0.16, "checked": 0.38, "synth": 0.40, "phantom": 0.06}
+    weights = {"labelled": 0.16, "checked": 0.36, "synth": 0.36, "phantom": 0.12}
     held = [cases.load_case(pool / "fine" / "labelled", name) for name in recipe.held_out]
     final = fit(
         Pool({pool / "fine" / k: w for k, w in weights.items()}, without=recipe.held_out), fine, out / "fine",

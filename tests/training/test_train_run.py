@@ -17,12 +17,12 @@ from slice3d.training.dataset import read_dataset
 from slice3d.training.run import RunOptions, plan_dataset, read_config, split, train_dataset
 from tests.training.builders import write_dataset
 
-SMALL = {"steps": 60, "batch_size": 1, "lr": 3e-3, "warmup": 5, "validate_every": 60, "save_every": 10, "ema": 0.9,
+SMALL = {"steps": 50, "batch_size": 1, "lr": 3e-3, "warmup": 5, "validate_every": 50, "save_every": 8, "ema": 0.9,
          "threads": 1}  # fmt: skip
 
 
 def options(**train: object) -> RunOptions:
-    return RunOptions(name="blobs", features=8, budget_voxels=24_000, held_out=("case_1",), train={**SMALL, **train})
+    return RunOptions(name="blobs", features=8, budget_voxels=14_000, held_out=("case_1",), train={**SMALL, **train})
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +75,19 @@ def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     process = subprocess.Popen([sys.executable, "-c", code, str(dataset), str(tmp_path)])
     history = tmp_path / "history.jsonl"
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and not (history.exists() and len(history.read_text().splitlines()) >= 23):
+    while time.monotonic() < deadline and not (history.exists() and len(history.read_text().splitlines()) >= 20):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     stopped = torch.load(tmp_path / "last.ckpt", weights_only=True)["step"]
-    assert 0 < stopped < 60
+    assert 0 < stopped < 50
     train_dataset(dataset, tmp_path, options())
     one, other = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (finished, tmp_path))
-    assert one["step"] == other["step"] == 60
+    assert one["step"] == other["step"] == 50
     for name, value in one["ema"].items():
         torch.testing.assert_close(other["ema"][name], value, rtol=0, atol=0, msg=name)
     steps = [json.loads(line)["step"] for line in history.read_text().splitlines() if "loss" in line]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 51))
 
 
 def test_two_gloo_processes_share_one_model(dataset: Path, tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""The pieces of the torso recipe on analytic shapes: rules on HU, synthesis, annotation, crops."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slice3d.training import annotate, cases, rules
+from slice3d.training.annotate import Checked
+from slice3d.training.cases import Case
+from slice3d.training.crops import CropDataset, Pool
+from slice3d.training.settings import AugmentSettings, TrainSettings
+from slice3d.training.structures import LABELS, PARTIAL, VALUES
+
+SPACING = (3.0, 3.5, 4.0)
+
+
+def chest() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """An elliptic trunk with two lungs, a spine, a contrast-filled heart and a couch; axes grow to R, A, S."""
+    shape = (110, 80, 50)
+    at = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1) * SPACING
+    x, y = at[..., 0] - 165, at[..., 1] - 150
+    parts = {
+        "body": (x / 140) ** 2 + (y / 95) ** 2 < 1,
+        "lung_left": ((x + 70) / 45) ** 2 + (y / 60) ** 2 < 1,
+        "lung_right": ((x - 70) / 45) ** 2 + (y / 60) ** 2 < 1,
+        "bone": (np.hypot(x, y + 60) < 18) & (np.hypot(x, y + 60) > 9),
+        "heart": np.hypot(x, y - 20) < 22,
+    }
+    hu = np.full(shape, -1000.0)
+    hu[parts["body"]] = 40
+    hu[parts["lung_left"] | parts["lung_right"]] = -830
+    hu[parts["bone"]] = 800
+    hu[parts["heart"]] = 500
+    hu[:, 8:10, :] = 100  # the couch
+    return (hu + np.random.default_rng(0).normal(0, 8, shape)).astype(np.int16), parts
+
+
+def test_rules_find_body_lungs_and_bone_and_leave_contrast_open() -> None:
+    hu, parts = chest()
+    labels = rules.label(hu, SPACING)
+    body = rules.body_mask(hu, SPACING)
+    assert np.count_nonzero(body ^ parts["body"]) < 0.02 * np.count_nonzero(parts["body"])
+    for name in ("lung_left", "lung_right"):
+        mask = labels == VALUES[name]
+        assert 2 * np.count_nonzero(mask & parts[name]) / (mask.sum() + parts[name].sum()) > 0.95
+    bone = labels == VALUES["bone"]
+    assert np.count_nonzero(bone & parts["bone"]) > 0.8 * np.count_nonzero(parts["bone"])
+    assert not (bone & parts["heart"]).any()
+    assert not (labels[:, 8:10, :] != 0).any(), "the couch is no part of the patient"
+
+
+def test_partial_labels_never_exclude_the_truth() -> None:
+    hu, parts = chest()
+    labels = rules.label(hu, SPACING)
+    truth = np.zeros(hu.shape, int)
+    for name in ("body", "lung_left", "lung_right", "bone"):
+        truth[parts[name]] = VALUES[name]
+    truth[parts["heart"]] = VALUES["body"]
+    for value, allowed in PARTIAL.items():
+        where = labels == value
+        if where.any():
+            assert np.isin(truth[where], allowed).mean() > 0.99, value
+
+
+@pytest.fixture(scope="module")
+def atlas() -> object:
+    from slice3d.training.synthesis import make_atlas
+
+    shape = (90, 70, 60)
+    at = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
+    labels = np.zeros(shape, np.uint8)
+    for value, centre, radius in (
+        (5, (60, 35, 35), 18),
+        (1, (22, 30, 35), 9),
+        (28, (45, 15, 30), 8),
+        (20, (40, 50, 20), 9),
+    ):
+        labels[np.linalg.norm(at - np.array(centre), axis=-1) < radius] = value
+    return make_atlas("toy", labels, pad_mm=15)
+
+
+def test_synthesis_keeps_sides_and_tissue_order_and_is_reproducible(atlas: object) -> None:
+    from slice3d.training.synthesis import Deformation, synthesise
+
+    shape = (56, 44, 30)
+    one, two = (synthesise(atlas, seed=4, shape=shape) for _ in range(2))  # type: ignore[arg-type]
+    assert np.array_equal(one.image, two.image)
+    assert np.array_equal(one.labels, two.labels)
+    assert one.spacing_mm == (3.0, 3.0, 3.0)
+    for seed in range(3):
+        case = synthesise(atlas, seed=seed, shape=shape, deformation=Deformation(elastic_mm=3.0))  # type: ignore[arg-type]
+        liver, spleen, bone = (case.labels == VALUES[n] for n in ("liver", "spleen", "bone"))
+        assert np.argwhere(liver)[:, 0].mean() > np.argwhere(spleen)[:, 0].mean(), "liver lies right of the spleen"
+        assert np.median(case.image[bone]) > np.median(case.image[liver]) > np.median(case.image[case.labels == 0])
+        assert set(np.unique(case.labels)) <= {0, *LABELS}
+
+
+def test_only_confirmed_structures_are_kept() -> None:
+    shape = (40, 30, 30)
+    at = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
+    liver = np.linalg.norm(at - np.array((28, 15, 15)), axis=-1) < 8
+    spleen = np.linalg.norm(at - np.array((8, 15, 15)), axis=-1) < 5
+    image = np.where(liver, 110, np.where(spleen, 120, 40)).astype(np.int16)
+    shares = np.zeros((11, *shape), np.float32)
+    shares[VALUES["body"]] = 1
+    # the network is sure of a box around the liver: HU cut it down to the organ
+    box = np.zeros(shape, bool)
+    box[18:38, 5:26, 5:26] = True
+    for mask, name in ((box, "liver"), (spleen, "spleen")):
+        shares[:, mask] = 0
+        shares[VALUES[name], mask] = np.where(liver | spleen, 0.9, 0.6)[mask]
+    case = Case("c", image, np.full(shape, 254, np.uint8), (3.0, 3.0, 3.0))
+    out = annotate.refine(case, shares, Checked(keep=("liver",)))
+    found = out.labels == VALUES["liver"]
+    assert 2 * np.count_nonzero(found & liver) / (found.sum() + liver.sum()) > 0.93
+    assert not (out.labels == VALUES["spleen"]).any()
+    assert (out.labels[spleen] == 254).all(), "what nobody confirmed stays open"
+
+
+def test_vessel_is_followed_until_it_ends() -> None:
+    shape = (40, 40, 30)
+    i, j = np.indices(shape[:2])
+    image = np.full(shape, 40, np.float32)
+    for k in range(5, 25):
+        image[np.hypot(i - (15 + 0.3 * k), j - 20) < 4, k] = 200
+    mask = annotate.track_vessel(image, (19, 20, 14), (150, 250), spacing_mm=(3.0, 3.0, 3.0))
+    assert np.array_equal(mask, image == 200)
+
+
+def test_crop_depends_on_its_number_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    labels = np.zeros((30, 26, 22), np.uint8)
+    labels[8:20, 9:20, 5:15] = 3
+    image = np.where(labels == 3, 100, -900).astype(np.int16)
+    cases.save(Case("one", image, labels, (3.0, 3.0, 3.0)), tmp_path)
+    settings = TrainSettings("", {}, LABELS, (16, 16, 8), (3.0, 3.0, 3.0), steps=5, augment=AugmentSettings(noise=0.0))
+    dataset = CropDataset(Pool({tmp_path: 1.0}), settings)
+    order = rng.permutation(12)
+    first = {int(n): dataset[int(n)] for n in order}
+    for n in range(12):
+        image_again, labels_again = dataset[n]
+        assert np.array_equal(image_again, first[n][0])
+        assert np.array_equal(labels_again, first[n][1])
+        assert image_again.shape == (1, 16, 16, 8)
+        # image and labels move together: bright voxels are the labelled ones, but for interpolated borders
+        bright = image_again[0].numpy() > 0
+        if bright.sum() > 200:
+            assert (bright == (labels_again.numpy() == 3)).mean() > 0.85
+
+
+def test_respaced_volume_keeps_amount_and_place() -> None:
+    shape, old, new = (40, 36, 30), (1.5, 1.5, 2.0), (3.0, 3.0, 3.0)
+    at = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) * s for n, s in zip(shape, old, strict=True)], indexing="ij"), -1)
+    ball = np.linalg.norm(at - np.array((33.0, 25.0, 28.0)), axis=-1) < 14
+    labels = cases.respaced_labels(ball.astype(np.uint8), old, new)
+    assert labels.shape == (20, 18, 20)
+    assert labels.sum() * 27 == pytest.approx(ball.sum() * 4.5, rel=0.04)
+    middle = (np.argwhere(labels).mean(axis=0) + 0.5) * 3
+    assert middle == pytest.approx((33.0, 25.0, 28.0), abs=0.5)

@@ -57,13 +57,13 @@ _TABLE: tuple[Structure, ...] = (
     Structure("liver", "10200004", "Liver", (221, 130, 101), aliases=("hepar",), volume_ml=(700, 3500)),
     Structure("spleen", "78961009", "Spleen", (157, 108, 162), volume_ml=(40, 1200)),
     Structure(
-        "kidney_left", "64033007", "Kidney", (185, 102, 83), side="left", aliases=("left kidney",), volume_ml=(60, 400)
+        "kidney_left", "64033007", "Kidney", (232, 190, 70), side="left", aliases=("left kidney",), volume_ml=(60, 400)
     ),
     Structure(
         "kidney_right",
         "64033007",
         "Kidney",
-        (200, 112, 90),
+        (86, 180, 200),
         side="right",
         aliases=("right kidney",),
         volume_ml=(60, 400),
@@ -77,7 +77,7 @@ _TABLE: tuple[Structure, ...] = (
     Structure(
         "bone", "272673000", "Bone", (241, 214, 145), "bone", aliases=("bones", "skeleton"), volume_ml=(200, 8000)
     ),
-    Structure("aorta", "15825003", "Aorta", (224, 97, 76), "vessel", volume_ml=(20, 500)),
+    Structure("aorta", "15825003", "Aorta", (214, 39, 40), "vessel", volume_ml=(20, 500)),
     Structure(
         "liver_tumor",
         "126851005",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from slice3d import __version__, anatomy
 from slice3d.errors import InputError, MissingExtraError
@@ -32,7 +32,7 @@ DISCLAIMER = "slice3d is not a medical device; check every result against the im
 class RunSettings:
     """What `run` should make.
 
-    organs: structure names or aliases. None settings mean the defaults of each stage. report: write `report.html`.
+    organs: structure names or aliases. series, on_gap, on_tilt, spacing_mm: as in `slice3d.load`. None settings mean the defaults of each stage. report: write `report.html`.
     dicom_seg: also write `segmentation.dcm` on the acquired slices; unlike every other output it carries the study's
     patient identifiers, because an archive files it by them.
     """
@@ -44,6 +44,9 @@ class RunSettings:
     surface: SurfaceSettings | None = None
     report: bool = True
     dicom_seg: bool = False
+    on_gap: Literal["resample", "refuse"] = "resample"
+    on_tilt: Literal["resample", "refuse"] = "resample"
+    spacing_mm: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,14 @@ def run(
     models.find(settings.organs, modality="", model=settings.model)  # an unknown organ must not wait for loading
     with Transaction(Path(out)) as transaction:
         with _stage("load", timings, progress):
-            volume = io.load(study, series=settings.series)
+            volume = io.load(
+                study,
+                series=settings.series,
+                on_gap=settings.on_gap,
+                on_tilt=settings.on_tilt,
+                spacing_mm=settings.spacing_mm,
+                progress=progress,
+            )
             truth = io.load_segmentation(reference, reference=volume) if reference is not None else None
         with _stage("segment", timings, progress):
             result = segment(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slice3d.cli import console
+from slice3d.cli.values import OnIrregular, gib, millimetres
+
+if TYPE_CHECKING:
+    from slice3d.pipeline import RunResult
 
 
 def segment(
@@ -17,6 +21,11 @@ def segment(
     model: Annotated[str | None, typer.Option("--model", help="Model package (default: chosen by organ).")] = None,
     series: Annotated[str | None, typer.Option("--series", help="Series to use, as `slice3d info` numbers it.")] = None,
     reference: Annotated[Path | None, typer.Option("--reference", help="Reference labels to score against.")] = None,
+    on_gap: Annotated[OnIrregular, typer.Option("--on-gap", help="Missing or uneven slices.")] = "resample",
+    on_tilt: Annotated[OnIrregular, typer.Option("--on-tilt", help="Tilted gantry.")] = "resample",
+    spacing: Annotated[str | None, typer.Option("--spacing", help="x,y,z in mm of a PNG or TIFF stack.")] = None,
+    memory: Annotated[str | None, typer.Option("--memory", help="Budget, e.g. 8GiB (default: 60 % of free).")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N (default: CUDA if any).")] = None,
     dicom_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="Also write segmentation.dcm; it carries patient identifiers.")
     ] = False,
@@ -25,27 +34,44 @@ def segment(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Segment structures, mesh and measure them, and write everything to OUT."""
+    from slice3d.inference import InferenceSettings
     from slice3d.pipeline import RunSettings, run
 
-    organs = tuple(part.strip() for entry in organ for part in entry.split(",") if part.strip())
-    settings = RunSettings(organs, model, series, report=report, dicom_seg=dicom_seg)
+    settings = RunSettings(
+        organs=tuple(part.strip() for entry in organ for part in entry.split(",") if part.strip()),
+        model=model,
+        series=series,
+        inference=InferenceSettings(device=device, memory_gib=gib(memory)),
+        report=report,
+        dicom_seg=dicom_seg,
+        on_gap=on_gap,
+        on_tilt=on_tilt,
+        spacing_mm=millimetres(spacing),
+    )
     with console.progress_bar(quiet or as_json) as progress:
         result = run(study, out, settings=settings, reference=reference, progress=progress)
     if as_json:
         console.say_json(result.summary())
-        return
-    summary: dict[str, Any] = result.summary()
+    elif not quiet:
+        _show(result, out)
+
+
+def _show(result: RunResult, out: Path) -> None:
+    summary = result.summary()
     for name, row in summary["structures"].items():
-        measured = f"{name}: {row['volume_ml']:.1f} ml"
-        if row.get("mesh"):
-            measured += f", surface {row['mesh']['area_cm2']:.1f} cm²"
-        expected = row.get("expected_dice")
-        if expected is not None:
-            measured += f", expected Dice {expected:.2f}"
-        for key, unit in (("dice", ""), ("hd95_mm", " mm"), ("assd_mm", " mm")):
-            value = (row.get("reference") or {}).get(key)
-            if value is not None:
-                measured += f", {key.removesuffix('_mm')} {value:.3g}{unit}"
-        console.say(measured, quiet=quiet)
-    console.say_findings(result.findings, quiet=quiet)
-    console.say(f"results in {out}: {', '.join(summary['outputs'])}", quiet=quiet)
+        console.say(f"{name}: {', '.join(_facts(row))}")
+    console.say_findings(result.findings)
+    console.say(f"results in {out}: {', '.join(summary['outputs'])}")
+
+
+def _facts(row: dict[str, Any]) -> list[str]:
+    facts = [f"{row['volume_ml']:.1f} ml"]
+    if row.get("mesh"):
+        facts.append(f"surface {row['mesh']['area_cm2']:.1f} cm²")
+    if row.get("expected_dice") is not None:
+        facts.append(f"expected Dice {row['expected_dice']:.2f}")
+    for key, name, unit in (("dice", "Dice", ""), ("hd95_mm", "HD95", " mm"), ("assd_mm", "ASSD", " mm")):
+        value = (row.get("reference") or {}).get(key)
+        if value is not None:
+            facts.append(f"{name} {value:.3g}{unit}")
+    return facts

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slice3d import anatomy
 from slice3d.errors import InputError
 from slice3d.io.meshes import MESH_READERS, MESH_WRITERS
 from slice3d.io.meshes_basic import names_of
@@ -141,7 +142,7 @@ def test_3mf_by_lib3mf(tmp_path: Path) -> None:
         found[item.GetName()] = (points, (color.Red, color.Green, color.Blue))
     assert set(found) == {"liver", "kidney_left"}
     np.testing.assert_allclose(found["liver"][0], wedge().vertices * LPS, atol=1e-4)
-    assert found["kidney_left"][1] == (185, 102, 83)
+    assert found["kidney_left"][1] == anatomy.color("kidney_left")
 
 
 def test_glb_by_trimesh_is_in_metres_upright_and_named(tmp_path: Path) -> None:

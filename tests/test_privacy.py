@@ -9,15 +9,16 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-
-from slice3d.samples.study import write_study
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 ROOT = Path(__file__).parents[1]
 NAME, DATE, NUMBER, UID = "Zqxdoe", "19540817", "424242424", "1.2.826.0.1.777.4242"
@@ -40,12 +41,33 @@ _TEXTS = (
 _DATES = ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "LastMenstrualDate")
 
 
-def plant(source: Path, target: Path) -> Path:
-    """A copy of a CT study in which whatever can identify does; file and folder names too."""
+def _slices() -> Iterator[Any]:
+    """A CT of 14 slices, 18 cm wide: soft tissue in air, so that the network has little to do."""
+    x, y = np.meshgrid(np.linspace(-1, 1, 20), np.linspace(-1, 1, 20))
+    for n in range(14):
+        dataset: Any = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"{UID}.{n + 1}"
+        dataset.Modality, dataset.PatientPosition, dataset.BodyPartExamined = "CT", "HFS", "ABDOMEN"
+        dataset.Manufacturer, dataset.InstanceNumber, dataset.SeriesNumber = "maker", n + 1, 1
+        dataset.ImageType, dataset.ConvolutionKernel, dataset.KVP = ["ORIGINAL", "PRIMARY", "AXIAL"], "SOFT", 120
+        dataset.ImagePositionPatient, dataset.SliceThickness = [-90.0, -90.0, 12.0 * n], 12.0
+        dataset.ImageOrientationPatient, dataset.PixelSpacing = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0], [9.0, 9.0]
+        dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = -1024, 1, "HU"
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
+        pixels = np.where(x**2 + y**2 < 0.8, 1080, 24) + (np.arange(400).reshape(20, 20) * 7919 + n * 104729) % 23
+        dataset.Rows, dataset.Columns, dataset.PixelData = 20, 20, pixels.astype("<u2").tobytes()
+        yield dataset
+
+
+def plant(target: Path) -> Path:
+    """A CT study in which whatever can identify does; file and folder names too."""
     folder = target / f"{NAME}^JANE {DATE}" / f"{NUMBER} {NAME}"
     folder.mkdir(parents=True)
-    for n, path in enumerate(sorted(source.iterdir())):
-        dataset: Any = pydicom.dcmread(path)
+    for n, dataset in enumerate(_slices()):
         for keyword in _TEXTS:
             if pydicom.datadict.tag_for_keyword(keyword) is not None:
                 setattr(dataset, keyword, f"{NAME} {NUMBER}")
@@ -53,7 +75,7 @@ def plant(source: Path, target: Path) -> Path:
             setattr(dataset, keyword, DATE)
         dataset.PatientName = f"{NAME}^JANE"
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
-            setattr(dataset, keyword, f"{UID}.{len(keyword)}")
+            setattr(dataset, keyword, f"{UID}.{len(keyword)}.0")
         item = Dataset()
         item.PatientID, item.PatientName = NUMBER, f"{NAME}^JANE"
         dataset.OtherPatientIDsSequence = dataset.RequestAttributesSequence = Sequence([item])
@@ -66,8 +88,7 @@ def plant(source: Path, target: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("privacy")
-    return plant(write_study(base / "plain", spacing_mm=(9.0, 9.0, 12.0)).dicom, base)
+    return plant(tmp_path_factory.mktemp("privacy"))
 
 
 def _unpacked(path: Path) -> list[bytes]:

@@ -1,6 +1,6 @@
 """Cohorts: throughput and scaling over workers, overhead against a plain loop, faults, and memory over many cases.
 
-    python benchmarks/cohort.py [--quick] [--soak] [--out benchmarks/results/cohort.json]
+    python benchmarks/cohort.py [--quick] [--part scaling|faults|soak] [--out benchmarks/results/cohort.json]
 
 Each case works in NumPy on one core for a fixed number of steps, reads a generated study of 1 MiB and writes 1 MiB: the
 CPU-bound part is real, the model is left out, so that what is measured is the cohort's own machinery.
@@ -30,6 +30,8 @@ from slice3d.cohort import CohortSettings, Job, run_cohort  # noqa: E402
 from slice3d.cohort.job import CaseInput  # noqa: E402
 from slice3d.output import Transaction  # noqa: E402
 from slice3d.progress import Progress, silent  # noqa: E402
+
+PARTS = ("scaling", "faults", "soak")
 
 
 @dataclass(frozen=True)
@@ -138,26 +140,27 @@ def soak(base: Path, count: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few studies")
-    parser.add_argument("--soak", action="store_true", help="also 1,000 cases for memory")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may be repeated")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cohort.json")
     options = parser.parse_args()
     from tests.cohort.faults import fault_run
 
     count, steps, kills = (24, 15, 3) if options.quick else (200, 40, 20)
-    results: dict[str, Any] = {
-        "quick": options.quick, "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-        "load_before": round(os.getloadavg()[0], 2),
-    }  # fmt: skip
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.part and options.out.exists() else {}
+    results |= {"quick": options.quick, "machine": {"cores": os.cpu_count(), "python": platform.python_version()}}
+    results["load_before"] = round(os.getloadavg()[0], 2)
+    parts = options.part or [part for part in PARTS if part != "soak" or not options.quick]
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
-        results["scaling"] = {
-            "studies": count,
-            **scaling(base / "scaling", count, steps, (1, 2) if options.quick else (1, 2, 4)),
-        }
-        (base / "faults").mkdir()
-        corrupt = 3 if options.quick else 10
-        results["faults"] = asdict(fault_run(base / "faults", studies=count, kills=kills, corrupt=corrupt, seconds=0.2))
-        if options.soak or not options.quick:
+        if "scaling" in parts:
+            workers = (1, 2) if options.quick else (1, 2, 4)
+            results["scaling"] = {"studies": count, **scaling(base / "scaling", count, steps, workers)}
+        if "faults" in parts:
+            (base / "faults").mkdir()
+            corrupt = 3 if options.quick else 10
+            outcome = fault_run(base / "faults", studies=count, kills=kills, corrupt=corrupt, seconds=0.2)
+            results["faults"] = asdict(outcome)
+        if "soak" in parts:
             results["soak"] = soak(base, 100 if options.quick else 1000)
     results["load_after"] = round(os.getloadavg()[0], 2)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from slice3d.errors import InputError
 from slice3d.io.files import atomic
 from slice3d.io.meshes_basic import meshes_of, stl_bytes, stl_mesh
 from slice3d.io.meshes_scene import obj_meshes, obj_text
-from slice3d.io.terms import Code, category_of, laterality_of, type_of
+from slice3d.io.terms import ANATOMICAL, Code, category_of, laterality_of, type_of
 from slice3d.mesh import Mesh
 from slice3d.volume import Volume
 
@@ -113,7 +113,7 @@ def _describe_model(out: Any, meshes: list[Mesh], group: str) -> None:
         if side is not None:
             region.AnatomicRegionModifierSequence = [_code(side)]
         regions.append(region)
-    if regions and category_of(anatomy.STRUCTURES.get(anatomy.canonical(meshes[0].name)))[1] == "123037004":
+    if regions and category_of(anatomy.STRUCTURES.get(anatomy.canonical(meshes[0].name))) == ANATOMICAL:
         out.AnatomicRegionSequence = regions[:1]
 
 

@@ -22,7 +22,7 @@ from slice3d.inference.reliability import calibrate
 from slice3d.models.package import read_package
 from slice3d.training import cases, rules
 from slice3d.training.card import card_text
-from slice3d.training.structures import IGNORE, IN_BODY, LABELS, NOT_LUNG_OR_BONE, VALUES
+from slice3d.training.structures import IGNORE, LABELS, VALUES
 from slice3d.volume import Segmentation, Volume
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +50,7 @@ def held_out(data: Path, name: str) -> tuple[Volume, np.ndarray]:
     ruled = rules.label(np.asarray(volume.data), volume.grid.spacing_mm)
     truth = rules.with_body(classes, ruled)
     if name == "spl":
-        # nobody drew lungs or air here: what is not an organ and not plainly soft tissue is not scored
-        truth[(classes == 0) & np.isin(ruled, (5, 6, NOT_LUNG_OR_BONE, IN_BODY))] = IGNORE
+        truth = rules.with_lungs(truth, classes, ruled)
     return volume, truth
 
 

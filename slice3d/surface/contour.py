@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,8 @@ from slice3d.surface.implicit import Array, Field
 
 # How close to a grid point, as part of the largest step at hand, a vertex may come: nearer ones make needle triangles.
 _SNAP = np.float32(0.02)
+# float32 vertices of a flat face at the border of the scan lie in its plane to this
+_ON_BORDER_MM = 1e-3
 
 
 def contour(field: Field, grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -50,19 +54,40 @@ def snap(values: Array) -> Array:
 
 
 def keep_volume(
-    vertices: NDArray[np.float64], faces: NDArray[np.int64], volume_mm3: float
+    vertices: NDArray[np.float64],
+    faces: NDArray[np.int64],
+    volume_mm3: float,
+    *,
+    border: Sequence[tuple[NDArray[np.float64], float]] = (),
 ) -> tuple[NDArray[np.float64], float]:
-    """Shifts the surface along its normals until it encloses `volume_mm3`; returns the shift in mm too."""
+    """Shifts the surface along its normals until it encloses `volume_mm3`; returns the shift in mm too.
+
+    border: planes (outward unit normal, offset in mm) where the scan ended: what lies in one stays in it, and nothing
+    passes it.
+    """
+    flat = [np.abs(vertices @ n - d) < _ON_BORDER_MM for n, d in border]
+    free = np.ones(len(faces), dtype=bool)
+    for held in flat:
+        free &= ~held[faces].all(axis=1)
     shift = 0.0
-    for _ in range(3):
+    for _ in range(4 if border else 3):
         normal = topology.face_normals(vertices, faces)
         corner = vertices[faces[:, 0]] - vertices.mean(axis=0)
         missing = volume_mm3 - float(np.einsum("ij,ij->", corner, normal)) / 6.0
         if abs(missing) <= 1e-6 * abs(volume_mm3):
             break
-        area = float(np.linalg.norm(normal, axis=1).sum() / 2)
+        size = np.linalg.norm(normal, axis=1) / 2
+        area = float(size[free].sum())
+        if area < 0.01 * float(size.sum()):
+            break  # the border of the scan all round: nothing of the surface is the structure's own
         step = missing / area
-        vertices = vertices + step * topology.vertex_normals(vertices, faces, normal)
+        move = step * topology.vertex_normals(vertices, faces, normal)
+        for (n, d), held in zip(border, flat, strict=True):
+            outwards = move @ n
+            # half of what is left at most, so that no triangle collapses in the plane
+            room = np.where(held, 0.0, np.maximum(0.5 * (d - vertices @ n), 0.0))
+            move -= (outwards - np.where(held, 0.0, np.minimum(outwards, room)))[:, None] * n
+        vertices = vertices + move
         shift += step
     return vertices, shift
 

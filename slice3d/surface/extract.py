@@ -45,7 +45,7 @@ def surface(
     vertices, faces = contour(Field(values, field.factors, None), region.grid)
     shift = 0.0
     if settings.keep_volume and field.volume_mm3 is not None:
-        vertices, shift = keep_volume(vertices, faces, field.volume_mm3)
+        vertices, shift = keep_volume(vertices, faces, field.volume_mm3, border=region.border())
     metadata = {
         "voxel_volume_ml": _voxel_volume(region) / 1000.0,
         "volume_shift_mm": shift,
@@ -147,11 +147,7 @@ def _finish(
 
 def _voxel_volume(region: Region) -> float:
     values = region.mask if region.probability is None else region.probability
-    inner = tuple(
-        slice(int(np.ceil(max(low, 0))), int(np.floor(min(high, size))) + 1)
-        for low, high, size in zip(region.limits[0], region.limits[1], values.shape, strict=True)
-    )
-    return float(values[inner].sum(dtype=np.float64)) * region.grid.voxel_volume_mm3
+    return float(values[region.scanned()].sum(dtype=np.float64)) * region.grid.voxel_volume_mm3
 
 
 def empty(structure: str) -> Mesh:

@@ -29,7 +29,7 @@ _KEPT = np.float32(0.04)
 class Field:
     """values: (i, j, k) float32, positive inside. factors: samples per voxel along each axis.
 
-    volume_mm3: what the voxels hold, None where a fading probability map does not say. clear: no value is so near zero
+    volume_mm3: what the voxels in the scan hold, None where a fading probability map does not say. clear: no value is so near zero
     that a vertex would fall on a grid point.
     """
 
@@ -63,21 +63,20 @@ def implicit(region: Region, settings: SurfaceSettings) -> Field:
 
 
 def _volume(region: Region, values: Array, factors: NDArray[Any]) -> float | None:
-    """What the surface should enclose, in mm³, before it is cut at the border of the scan."""
-    if region.cut:
-        return None
+    """What the surface should enclose within the scan, in mm³; None where a fading probability map does not say."""
     voxel = region.grid.voxel_volume_mm3
+    inner = region.scanned()
     if region.probability is not None:
         sharp = is_partial_volume(region.probability)
-        return float(region.probability.sum(dtype=np.float64)) * voxel if sharp else None
-    count = float(np.count_nonzero(region.mask)) * voxel
+        return float(region.probability[inner].sum(dtype=np.float64)) * voxel if sharp else None
+    count = float(np.count_nonzero(region.mask[inner])) * voxel
     if factors.max() == 1:
         return count
     # On thick slices the count is off by how the slices happen to fall on the ends, the function by how it rounds them.
     # The first is estimated from the areas, the second was seen to be about a percent; the two are weighed accordingly.
     part = inside_part(values, np.asarray(region.grid.spacing_mm) / factors)
-    integral = float(part.sum(dtype=np.float64)) * voxel / float(np.prod(factors))
-    trust = 0.01**2 / (0.01**2 + _counting_error(region.mask, int(np.argmax(factors))) ** 2)
+    integral = float(part[region.scanned(factors.tolist())].sum(dtype=np.float64)) * voxel / float(np.prod(factors))
+    trust = 0.01**2 / (0.01**2 + _counting_error(region.mask[inner], int(np.argmax(factors))) ** 2)
     return trust * count + (1.0 - trust) * integral
 
 

@@ -33,6 +33,24 @@ class Region:
     cut: tuple[tuple[int, int], ...]
     limits: NDArray[np.float64]
 
+    def scanned(self, factors: Sequence[int] = (1, 1, 1)) -> tuple[slice, ...]:
+        """The part of the arrays, refined `factors` times, that was scanned and not made up beyond the border."""
+        return tuple(
+            slice(int(np.ceil(max(low, 0))) * f, (int(np.floor(min(high, size - 1))) + 1) * f)
+            for low, high, size, f in zip(*self.limits, self.mask.shape, factors, strict=True)
+        )
+
+    def border(self) -> list[tuple[NDArray[np.float64], float]]:
+        """Unit normal n (3,), outwards, and offset d in mm of each face of the scan that cuts the structure: n · x = d."""
+        out = []
+        for axis, end in self.cut:
+            n = np.linalg.inv(self.grid.affine)[axis, :3] * (1 if end else -1)
+            n = n / np.linalg.norm(n)
+            corner = np.zeros(3)
+            corner[axis] = self.limits[end, axis]
+            out.append((n, float(self.grid.to_world(corner) @ n)))
+        return out
+
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """(start, stop) of the True voxels, or None where there are none."""

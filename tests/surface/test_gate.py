@@ -40,7 +40,7 @@ def ball(radius: float = 10.0, centre: tuple[float, float, float] = (14.0, 15.0,
     grid = Grid.from_spacing((n, n + 1, n + 2), (spacing,) * 3, np.asarray(centre) - radius - 5 * spacing)
     points = grid.to_world(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1)) - centre
     steps = (np.arange(4) - 1.5) / 4 * spacing
-    inside = [np.linalg.norm(points + (a, b, c), axis=-1) <= radius for a in steps for b in steps for c in steps]
+    inside = [np.linalg.norm(np.add(points, (a, b, c)), axis=-1) <= radius for a in steps for b in steps for c in steps]
     part = np.mean(inside, axis=0).astype(np.float32)
     labels = (part > 0.5).astype(np.uint8)
     return surface(Segmentation(labels, grid, {1: "liver"}, probabilities={"liver": part}), "liver")

@@ -79,7 +79,9 @@ def test_thick_slices_beat_marching_cubes_by_half_and_keep_the_volume(shape: Sha
     vertices, faces, _, _ = marching_cubes(np.pad(segmentation.labels, 1).astype(np.float32), 0.5)
     peer = Mesh(segmentation.grid.to_world(vertices - 1), faces)
     assert mean <= 0.5 * errors(shape, peer)[0]
-    assert abs(volume) <= 0.01
+    # A body of few slices is counted wrong by percents, by where the slices fall; no surface can know better for sure.
+    counted = segmentation.labels.sum() * segmentation.grid.voxel_volume_mm3 / shape.volume_mm3 - 1
+    assert abs(volume) <= max(0.01, 1.2 * abs(counted))
     assert check(mesh, wall=False).passed
 
 
@@ -121,7 +123,29 @@ def test_a_structure_at_the_border_is_closed_flat_with_a_finding() -> None:
         assert "last k slice" in mesh.findings[0].message
         assert mesh.bounds_mm[1, 2] == pytest.approx(8.5 * 3, abs=0.1)
         assert check(mesh, wall=False).passed
-        assert mesh.volume_mm3 == pytest.approx(float(labels.sum()) * 3, rel=0.06)
+        assert mesh.volume_mm3 == pytest.approx(
+            float(labels.sum()) * 3, rel=0.05 if segmentation.probabilities == {} else 1e-3
+        )
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("spacing", [THIN, THICK3, THICK5])
+def test_the_volume_is_kept_at_the_border_and_nothing_passes_it(
+    spacing: tuple[float, float, float], rotate: bool
+) -> None:
+    part, whole = sample(SMALL[0], spacing, seed=3, rotate=rotate)
+    low, high = (0, 0, part.shape[2] // 2), (part.shape[0] // 2 + 3, *part.shape[1:])
+    part = part[: high[0], :, low[2] :]
+    grid = whole.crop(low, high)
+    segmentation = Segmentation((part >= 0.5).astype(np.uint8), grid, {1: "liver"}, probabilities={"liver": part})
+    for used in (True, False):
+        mesh = surface(segmentation, "liver", settings=SurfaceSettings(use_probabilities=used))
+        counted = (part if used else segmentation.labels).sum(dtype=float) * grid.voxel_volume_mm3
+        assert mesh.volume_mm3 == pytest.approx(counted, rel=1e-4 if used or spacing == THIN else 0.015)
+        index = grid.to_index(mesh.vertices)
+        assert index[:, 0].max() == pytest.approx(part.shape[0] - 0.5, abs=1e-3)
+        assert index[:, 2].min() == pytest.approx(-0.5, abs=1e-3)
+        assert check(mesh, wall=False).passed
 
 
 def test_single_voxel_and_thin_sheet_survive() -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from slice3d.inference import Engine, InferenceSettings
 from slice3d.inference.reliability import calibrate
 from slice3d.models.package import read_package
+from slice3d.resample import apply_moves, axis_moves, undo_moves
 from slice3d.training import cases, rules
 from slice3d.training.card import card_text
 from slice3d.training.structures import IGNORE, LABELS, VALUES
@@ -47,7 +48,9 @@ def held_out(data: Path, name: str) -> tuple[Volume, np.ndarray]:
         volume = replace(volume, grid=Grid(volume.grid.shape, affine), source=None)
     values = np.asarray(load(data / source.labels).data).astype(np.int32)
     classes = cases.mapped(values, source.scheme)
-    ruled = rules.label(np.asarray(volume.data), volume.grid.spacing_mm)
+    moves = axis_moves(volume.grid, "RAS")  # the rules tell left from right by the array's axes
+    spacing = tuple(volume.grid.spacing_mm[axis] for axis in moves[0])
+    ruled = undo_moves(rules.label(np.ascontiguousarray(apply_moves(volume.data, *moves)), spacing), *moves)
     truth = rules.with_body(classes, ruled)
     if name == "spl":
         truth = rules.with_lungs(truth, classes, ruled)
@@ -159,8 +162,6 @@ def picture(volume: Volume, result: Segmentation, truth: np.ndarray, path: Path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from slice3d.resample import apply_moves, axis_moves
-
     moves = axis_moves(volume.grid, "LPS")
     image, labels, reference = (np.asarray(apply_moves(a, *moves)) for a in (volume.data, result.labels, truth))
     spacing = np.array(volume.grid.spacing_mm)[list(moves[0])]
@@ -176,7 +177,7 @@ def picture(volume: Volume, result: Segmentation, truth: np.ndarray, path: Path)
     for axis in axes.ravel():
         axis.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=75)
+    figure.savefig(path, dpi=60)
 
 
 def _colored(image: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ CASES = {
     "ct-s0003": ("ct-torso/labelled/s0003/ct.nii.gz", "CT"),
 }
 PROTOCOLS = {"4+1": (4.0, 1.0), "4+0": (4.0, 0.0), "5+1": (5.0, 1.0), "5+0": (5.0, 0.0)}
-METHODS = ("linear", "bspline", "lanczos", "selftrain", "implicit")
+METHODS = ("linear", "bspline", "lanczos", "selftrain")
 
 
 def simulate(truth: Volume, thickness: float, gap: float) -> tuple[Volume, np.ndarray]:

@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 
 
 def upsample(
-    study: Annotated[list[Path], typer.Argument(help="One study, or several stacks of the same body part.")],
+    study: Annotated[Path, typer.Argument(help="The study: folder, file or .zip (DICOM, NIfTI, NRRD, MHA).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Volume to write (.nii.gz, .nrrd, .mha).")],
     spacing: Annotated[float, typer.Option("--spacing", help="Distance between slices to make, in mm.")] = 1.0,
-    method: Annotated[
-        str, typer.Option("--method", help="auto, linear, bspline, lanczos, selftrain or implicit.")
-    ] = "auto",
+    method: Annotated[str, typer.Option("--method", help="auto, linear, bspline, lanczos or selftrain.")] = "auto",
     profile: Annotated[str, typer.Option("--profile", help="Slice profile: gaussian, rect or estimate.")] = "gaussian",
     thickness: Annotated[
         float | None, typer.Option("--thickness", help="Slice thickness (FWHM) in mm, instead of the header's.")
@@ -37,11 +35,11 @@ def upsample(
     from slice3d.superres import SliceProfile, UpsampleSettings
     from slice3d.superres import upsample as run
 
-    volumes = [io.load(path, series=series) for path in study]
+    volume = io.load(study, series=series)
     shape = profile if thickness is None else SliceProfile(profile, thickness)  # type: ignore[arg-type]
     with console.progress_bar(quiet or as_json) as progress:
         result = run(
-            volumes,
+            volume,
             spacing_mm=spacing,
             method=method,
             slice_profile=shape,

@@ -139,53 +139,7 @@ class _Trained:
         return out
 
 
-@dataclass(frozen=True)
-class Implicit:
-    """A coordinate network fitted to one stack through its slice profile."""
-
-    name: str = "implicit"
-    learns: bool = True
-
-    def fit(
-        self,
-        slices: NDArray[np.float32],
-        in_plane_mm: tuple[float, float],
-        operator: SliceOperator,
-        settings: UpsampleSettings,
-        progress: Progress = silent,
-    ) -> Fitted:
-        """Fit the network, within the time budget."""
-        from slice3d.superres.implicit import FieldSettings, fit_field
-        from slice3d.superres.scene import view_of_slices
-
-        lattice, view = view_of_slices(slices, in_plane_mm, operator)
-        # rendering takes about as long as fitting each voxel a few times: a quarter of the budget is left for it
-        chosen = FieldSettings(
-            minutes=0.75 * settings.minutes,
-            steps=settings.steps,
-            seed=settings.seed,
-            finest_mm=max(min(in_plane_mm), operator.step_mm),
-        )
-        field_ = fit_field([view], lattice, settings=chosen, progress=progress)
-        return _Field(field_, lattice, progress)
-
-
-class _Field:
-    def __init__(self, fitted: Any, lattice: Any, progress: Progress) -> None:
-        self.fitted, self.lattice, self.progress = fitted, lattice, progress
-        self.facts: dict[str, Any] = {"training_steps": fitted.steps}
-
-    def estimate(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
-        out: NDArray[np.float32] = self.fitted.render(self.lattice, self.progress).numpy()
-        return out
-
-    def lines(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
-        # The network knows this one stack only; the B-spline's errors are an upper estimate of its own.
-        return Interpolation("bspline").lines(slices, operator)
-
-
 METHODS: dict[str, Callable[[], Method]] = {
     **{name: partial(Interpolation, name) for name in BASELINES},
     "selftrain": SelfTraining,
-    "implicit": Implicit,
 }

@@ -35,7 +35,7 @@ CHECK_SHARE = 0.25
 
 
 def upsample(
-    volume: Volume | Sequence[Volume],
+    volume: Volume,
     *,
     spacing_mm: float = 1.0,
     method: str = "auto",
@@ -45,8 +45,7 @@ def upsample(
 ) -> Volume:
     """Estimate `volume` at `spacing_mm` along its slice normal; what was acquired is kept.
 
-    volume: one stack of slices, or for `"implicit"` several stacks of the same body part (the first one sets the
-    frame). method: `"linear"`, `"bspline"`, `"lanczos"`, `"selftrain"`, `"implicit"` or `"auto"`. slice_profile: a
+    volume: one stack of slices. method: `"linear"`, `"bspline"`, `"lanczos"`, `"selftrain"` or `"auto"`. slice_profile: a
     `SliceProfile`, `"gaussian"` (default) or `"rect"` with the header's slice thickness, or `"estimate"`.
 
     Returns float32 on the slices' own in-plane lattice, finer along the normal, with `synthesised` (every plane that is
@@ -57,16 +56,7 @@ def upsample(
     (no weights are installed)."""
     settings = settings or UpsampleSettings()
     _check_arguments(spacing_mm, method, settings)
-    if not isinstance(volume, Volume):
-        stacks = _as_stacks(volume)
-        if len(stacks) > 1:
-            from slice3d.superres.several import upsample_stacks
-
-            _check_several(method)
-            return upsample_stacks(
-                stacks, spacing_mm=spacing_mm, profile=slice_profile, settings=settings, progress=progress
-            )
-        volume = stacks[0]
+    _check_volume(volume)
     axis = settings.axis if settings.axis is not None else through_plane_axis(volume.grid)
     if axis is None or is_fine_enough(volume, spacing_mm, axis):
         return volume.with_findings([_already_fine(volume, spacing_mm)])
@@ -221,20 +211,11 @@ def _check_arguments(spacing_mm: float, method: str, settings: UpsampleSettings)
             raise MissingExtraError("no CUDA device found; use device='cpu' or 'auto'")
 
 
-def _check_several(method: str) -> None:
-    if method not in ("auto", "implicit"):
-        raise InputError(f"method {method!r} takes one stack; expected 'implicit' (or 'auto') for several stacks")
-
-
-def _as_stacks(volumes: Any) -> tuple[Volume, ...]:
-    if isinstance(volumes, np.ndarray) or not isinstance(volumes, Sequence):
-        shape = getattr(volumes, "shape", None)
-        what = type(volumes).__name__ + (f" of shape {shape}" if shape is not None else "")
-        raise InputError(f"upsample was given {what}; expected a Volume (one 3D stack) or several; load it first")
-    stacks = tuple(volumes)
-    if not stacks or not all(isinstance(v, Volume) for v in stacks):
-        raise InputError(f"upsample was given a list of {len(stacks)}; expected one or more volumes")
-    return stacks
+def _check_volume(volume: Any) -> None:
+    if not isinstance(volume, Volume):
+        shape = getattr(volume, "shape", None)
+        what = type(volume).__name__ + (f" of shape {shape}" if shape is not None else "")
+        raise InputError(f"upsample was given {what}; expected one Volume (a 3D stack of slices); load it first")
 
 
 def _already_fine(volume: Volume, spacing_mm: float) -> Finding:

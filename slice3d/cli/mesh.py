@@ -12,6 +12,8 @@ from slice3d.cli import console
 if TYPE_CHECKING:
     from slice3d.mesh import Mesh
 
+_REPAIR_DRIFT = 0.02
+
 
 def mesh(
     labels: Annotated[Path, typer.Argument(help="Labels: NIfTI, NRRD, MHA, DICOM SEG or RTSTRUCT.")],
@@ -39,13 +41,19 @@ def mesh(
     print_ready: Annotated[
         bool, typer.Option("--print-ready", help="Repair until it prints, or fail with exit code 4.")
     ] = False,
+    min_wall_mm: Annotated[
+        float | None, typer.Option("--min-wall-mm", help="Thinnest wall that --print-ready lets pass.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print measurements and checks as JSON.")] = False,
 ) -> None:
     """Make surfaces of structures, check and measure them, and write them to OUT."""
     from slice3d import io
+    from slice3d.errors import InputError
     from slice3d.surface import SurfaceSettings, surfaces
 
+    if min_wall_mm is not None and not (print_ready and 0 < min_wall_mm < float("inf")):
+        raise InputError("--min-wall-mm takes a positive number of mm, together with --print-ready")
     settings = SurfaceSettings(
         smoothing_mm=smoothing_mm, target_triangles=triangles, max_error_mm=max_error_mm,
         min_fragment_mm3=min_fragment_mm3, min_cavity_mm3=min_cavity_mm3,
@@ -53,11 +61,10 @@ def mesh(
     _check_target(out)
     volume = io.load(study) if study is not None else None
     segmentation = io.load_segmentation(labels, reference=volume)
-    wanted = [part.strip() for entry in structure or [] for part in entry.split(",") if part.strip()]
-    names = [_name(segmentation.structures, name) for name in wanted] or None
+    names = wanted_of(segmentation.structures, structure or [])
     with console.progress_bar(quiet or as_json) as progress:
         made = surfaces(segmentation, structures=names, settings=settings, progress=progress)
-        rows = {name: _judge(m, print_ready) for name, m in made.items()}
+        rows = {name: _judge(m, print_ready, min_wall_mm, asked=names is not None) for name, m in made.items()}
     filled = [m for m, _ in rows.values() if len(m.faces)]
     files = _write(filled, out, volume)
     if as_json:
@@ -67,6 +74,18 @@ def mesh(
         console.say(_sentence(name, row), quiet=quiet)
         console.say_findings(m.findings, quiet=quiet, indent="  ")
     console.say(f"written: {', '.join(files)}", quiet=quiet)
+
+
+def wanted_of(known: tuple[str, ...], asked: list[str]) -> list[str] | None:
+    """The segmentation's own names for `--structure` options, None where none was given."""
+    from slice3d.errors import InputError
+
+    if not asked:
+        return None
+    names = [_name(known, part.strip()) for entry in asked for part in entry.split(",") if part.strip()]
+    if not names:
+        raise InputError("--structure names nothing; expected for example --structure liver, or leave it out for all")
+    return names
 
 
 def _name(known: tuple[str, ...], asked: str) -> str:
@@ -95,21 +114,29 @@ def _check_target(out: Path) -> None:
             raise InputError(f"folder {out.parent.name!r} does not exist; expected one to write into; create it first")
 
 
-def _judge(mesh: Mesh, print_ready: bool) -> tuple[Mesh, dict[str, Any]]:
-    """The mesh (repaired where asked for) and its figures. Raises `QualityError` where it cannot be printed."""
+def _judge(mesh: Mesh, print_ready: bool, wall_mm: float | None, *, asked: bool) -> tuple[Mesh, dict[str, Any]]:
+    """The mesh (repaired where asked for) and its figures. Raises `QualityError` where it cannot be printed.
+
+    asked: the structure was named by the user, who then wants to hear that there is nothing of it to print.
+    """
     from slice3d.errors import QualityError
-    from slice3d.surface import check, measure, repair
+    from slice3d.surface import Limits, check, measure, repair
 
     if not len(mesh.faces):
-        if print_ready:
-            raise QualityError(f"{mesh.name} is not fit to print: it is empty; expected a structure with voxels")
+        if print_ready and asked:
+            raise QualityError(f"{mesh.name} is not fit to print: it has no voxels; nothing was written")
         return mesh, {"empty": True, "findings": [f.to_dict() for f in mesh.findings]}
-    report = check(mesh)
+    report = check(mesh, limits=Limits(wall_mm=wall_mm))
     if print_ready and not report.passed:
+        before = mesh
         mesh = repair(mesh)
-        report = check(mesh)
+        # what repair changed counts too: a solid of another shape is not the structure
+        report = check(mesh, reference=before, limits=Limits(wall_mm=wall_mm, drift=_REPAIR_DRIFT))
         if not report.passed:
-            raise QualityError(f"{mesh.name} is not fit to print: {'; '.join(report.reasons)}; smooth or remesh it")
+            raise QualityError(
+                f"{mesh.name} is not fit to print: {'; '.join(report.reasons)}; nothing was written; "
+                "smooth it, or leave --print-ready out to see it"
+            )
     figures = {"measurements": measure(mesh).to_dict(), "check": report.to_dict()}
     return mesh, {**figures, "findings": [f.to_dict() for f in mesh.findings]}
 

@@ -64,10 +64,8 @@ def render(
 
 
 def _meshes(path: Path, structures: list[str]) -> list[Mesh]:
-    from slice3d import io
     from slice3d.errors import InputError
-    from slice3d.io.meshes import MESH_READERS
-    from slice3d.surface import surfaces
+    from slice3d.io.meshes import MESH_READERS, MESH_WRITERS
 
     if path.suffix.lower() in _MESHES:
         return list(MESH_READERS[path.suffix.lower()](path))
@@ -75,6 +73,18 @@ def _meshes(path: Path, structures: list[str]) -> list[Mesh]:
         try:
             return list(MESH_READERS[".dcm"](path))
         except InputError:
-            pass  # not an encapsulated mesh: may be a segmentation
-    wanted = [part.strip() for entry in structures for part in entry.split(",") if part.strip()]
-    return list(surfaces(io.load_segmentation(path), structures=wanted or None).values())
+            return _of_labels(path, structures)  # not an encapsulated mesh: may be a segmentation
+    if path.suffix.lower() in MESH_WRITERS:
+        raise InputError(
+            f"{path.name} is not drawn from; expected {', '.join(MESH_READERS)}, or labels; write it as .stl"
+        )
+    return _of_labels(path, structures)
+
+
+def _of_labels(path: Path, structures: list[str]) -> list[Mesh]:
+    from slice3d import io
+    from slice3d.cli.mesh import wanted_of
+    from slice3d.surface import surfaces
+
+    segmentation = io.load_segmentation(path)
+    return list(surfaces(segmentation, structures=wanted_of(segmentation.structures, structures)).values())

@@ -44,8 +44,8 @@ class Region:
         """Unit normal n (3,), outwards, and offset d in mm of each face of the scan that cuts the structure: n · x = d."""
         out = []
         for axis, end in self.cut:
-            n = np.linalg.inv(self.grid.affine)[axis, :3] * (1 if end else -1)
-            n = n / np.linalg.norm(n)
+            across = np.linalg.inv(self.grid.affine)[axis, :3] * (1 if end else -1)
+            n: NDArray[np.float64] = across / np.linalg.norm(across)
             corner = np.zeros(3)
             corner[axis] = self.limits[end, axis]
             out.append((n, float(self.grid.to_world(corner) @ n)))

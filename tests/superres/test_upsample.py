@@ -126,7 +126,11 @@ def test_self_check_is_reported():
 
 def test_self_check_warns_of_a_method_that_does_harm(monkeypatch):
     _, slices, _ = truth_and_slices((40, 36), count=21, slice_step_mm=3.0, thickness_mm=3.0)
-    monkeypatch.setitem(BASELINES, "lanczos", lambda z, fine: -BASELINES["linear"](z, fine))
+    # Noise between the slices: consistency can only mend what the slices would have seen.
+    rng = np.random.default_rng(0)
+    monkeypatch.setitem(
+        BASELINES, "lanczos", lambda z, fine: (w := BASELINES["linear"](z, fine)) + rng.normal(0, 1.0, np.shape(w))
+    )
     fine = upsample(thick_volume(slices, slice_step_mm=3.0, thickness_mm=3.0), spacing_mm=1.5, method="lanczos")
     finding = next(f for f in fine.findings if f.code == "superres-self-check")
     assert finding.severity == "warning"
@@ -259,23 +263,15 @@ def test_bad_volumes_are_refused_in_one_line():
     broken[3, 4, 5] = np.nan
     with pytest.raises(InputError, match="1 voxels are NaN"):
         upsample(thick_volume(broken), spacing_mm=1.5)
-    with pytest.raises(InputError, match=r"ndarray of shape \(4, 5, 6, 7\); expected a Volume"):
+    with pytest.raises(InputError, match=r"ndarray of shape \(4, 5, 6, 7\); expected one Volume"):
         upsample(np.zeros((4, 5, 6, 7)))
-    with pytest.raises(InputError, match="expected one or more volumes"):
-        upsample([])
+    with pytest.raises(InputError, match="given list; expected one Volume"):
+        upsample([thick_volume(slices), thick_volume(slices)])
     volume = thick_volume(slices)
     affine = volume.grid.affine.copy()
     affine[:3, 2] += 0.5 * affine[:3, 0]
     with pytest.raises(GeometryError, match="sheared"):
         upsample(replace(volume, grid=Grid(volume.grid.shape, affine)), spacing_mm=1.5)
-
-
-def test_one_stack_in_a_list_is_one_stack():
-    _, slices, _ = truth_and_slices((24, 20))
-    volume = thick_volume(slices)
-    np.testing.assert_array_equal(
-        upsample([volume], spacing_mm=1.5, method="linear").data, upsample(volume, spacing_mm=1.5, method="linear").data
-    )
 
 
 def test_findings_and_metadata_of_the_study_survive():

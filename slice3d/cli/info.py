@@ -50,8 +50,9 @@ def _describe(series: SeriesEntry) -> str:
     if series.orientation:
         parts.append(series.orientation)
     parts += [f"{key} {value}" for key, value in series.label.items()]
-    if series.kind != "volume":
-        parts.append(f"({series.kind})")
+    kinds = [*([series.kind] if series.kind != "volume" else []), *([series.role] if series.role != "acquired" else [])]
+    if any(kinds):
+        parts.append(f"({', '.join(k for k in kinds if k)})")
     if series.description:
         parts.append(series.description)
     return "  ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from slice3d.errors import InputError
 from slice3d.findings import Finding
 from slice3d.grid import Grid
-from slice3d.io.nifti import as_labels, label_names
+from slice3d.io.nifti import MAX_DEFLATE, as_labels, label_names
 from slice3d.volume import Segmentation, Volume, freeze
 
 _FLIP = np.diag([-1.0, -1.0, 1.0])
@@ -27,14 +28,14 @@ def load_itk(path: Path) -> Volume:
     values = _array(image)
     if values.dtype == np.float64:
         values = values.astype(np.float32)
-    modality = image.GetMetaData("Modality") if image.HasMetaDataKey("Modality") else ""
+    modality = _metadata(image).get("Modality", "").strip().removeprefix("MET_MOD_").removeprefix("UNKNOWN")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         finite = np.isfinite(values)
         values = np.where(finite, values, values[finite].min() if finite.any() else 0).astype(np.float32)
         findings.append(
             Finding("not-finite", "Some voxels held NaN or infinity; they were set to the lowest value.", "warning")
         )
-    return Volume(freeze(values), grid_of(image), modality=modality.strip(), findings=tuple(findings))
+    return Volume(freeze(values), grid_of(image), modality=modality, findings=tuple(findings))
 
 
 def load_itk_labels(path: Path, *, names: Mapping[int, str] | None = None) -> Segmentation:
@@ -120,6 +121,7 @@ def _array(image: Any) -> NDArray[Any]:
 def _read(path: Path) -> tuple[Any, list[Finding]]:
     import SimpleITK as sitk
 
+    have = _check_data_files(path)
     findings: list[Finding] = []
     reader: Any = sitk.ImageFileReader()  # type: ignore[no-untyped-call]
     reader.SetFileName(str(path))
@@ -127,6 +129,9 @@ def _read(path: Path) -> tuple[Any, list[Finding]]:
         reader.ReadImageInformation()
         if reader.GetDimension() != 3:
             raise InputError(f"{path.name} has {reader.GetDimension()} dimensions; expected three")
+        need = float(np.prod(reader.GetSize(), dtype=float)) * reader.GetNumberOfComponents()
+        if need > have * MAX_DEFLATE:
+            raise InputError(f"{path.name} is truncated: its header promises {need:.3g} voxels; copy it again")
         image = reader.Execute()
     except RuntimeError as error:
         raise InputError(
@@ -137,6 +142,34 @@ def _read(path: Path) -> tuple[Any, list[Finding]]:
             Finding("no-orientation", "The file does not say how it lies in the patient; left and right are a guess.")
         )
     return image, findings
+
+
+def _check_data_files(path: Path) -> float:
+    """How many bytes the file and its data files hold; infinite where a pattern names them. Refuses headers that take their voxels from outside their own folder: whoever sent the file must not choose what
+    is read from this machine.
+    """
+    try:
+        with path.open("rb") as stream:
+            lines = stream.read(65536).decode("latin-1").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read {path.name}: {error.strerror}; check the permissions") from error
+    folder, have = path.parent.resolve(), float(path.stat().st_size)
+    for number, line in enumerate(lines):
+        match = re.match(r"(?i)\s*(?:ElementDataFile\s*=|data ?file\s*:)\s*(.*)", line)
+        if not match:
+            continue
+        listed = match[1].upper().startswith("LIST")
+        names = lines[number + 1 :] if listed else [match[1]]
+        for name in (n.strip().replace("\0", "") for n in names):
+            if not name or name.upper() == "LOCAL":
+                continue
+            if folder not in (folder / name).resolve().parents:
+                raise InputError(
+                    f"{path.name} takes its voxels from outside its folder; expected a file beside it; copy it there"
+                )
+            have += (folder / name).stat().st_size if (folder / name).is_file() else math.inf
+        break
+    return have
 
 
 def _reason(message: str) -> str:

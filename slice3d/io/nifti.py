@@ -22,6 +22,8 @@ from slice3d.volume import Segmentation, Volume, freeze
 # corners of the field of view may differ by this much between sform and qform before it is reported; single-precision
 # quaternions of a 500 mm field of view are exact to about 0.001 mm
 FORM_TOLERANCE_MM = 0.1
+# no deflate stream expands further
+MAX_DEFLATE = 1032
 _UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 
@@ -104,6 +106,7 @@ def _values(image: Any, path: Path, index: int) -> NDArray[Any]:
     if dtype.kind not in "iufb":
         raise InputError(f"{path.name} holds {dtype} (colour or complex) voxels; expected one number each")
     shape = image.shape
+    _check_size(image, path)
     try:
         if len(shape) > 3:
             where = np.unravel_index(index, shape[3:], order="F")
@@ -116,6 +119,21 @@ def _values(image: Any, path: Path, index: int) -> NDArray[Any]:
         raise InputError(f"{path.name} cannot be read ({type(error).__name__}); copy it again") from error
     raw = np.asarray(raw).reshape((*shape, 1, 1, 1)[:3] if len(shape) < 3 else shape)
     return _scale(raw, *_scaling(image))
+
+
+def _check_size(image: Any, path: Path) -> None:
+    """Refuse headers that promise more voxels than the file can hold, before any memory is taken."""
+    holder = image.file_map.get("image")
+    name = getattr(holder, "filename", None)
+    if not name:
+        return
+    need = float(np.prod(image.shape, dtype=float)) * image.get_data_dtype().itemsize
+    try:
+        have = Path(name).stat().st_size * (MAX_DEFLATE if str(name).lower().endswith(".gz") else 1)
+    except OSError as error:
+        raise InputError(f"{Path(name).name} is missing; expected the voxels of {path.name} beside it") from error
+    if need > have:
+        raise InputError(f"{path.name} is truncated: its header promises {need:.3g} bytes of voxels; copy it again")
 
 
 def _scaling(image: Any) -> tuple[float, float]:
@@ -227,8 +245,15 @@ def write_nifti(data: NDArray[Any], grid: Grid, path: Path, *, names: Mapping[in
     array = np.asarray(data)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)
-    if array.dtype in (np.int64, np.uint64, np.float64):
-        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
+    if array.dtype in (np.int64, np.uint64):
+        low, high = int(array.min()), int(array.max())
+        if low < -(2**31) or high >= 2**31:
+            raise InputError(
+                f"values run from {low} to {high}; expected 32-bit integers for NIfTI; write .nrrd instead"
+            )
+        array = array.astype(np.int32)
+    elif array.dtype == np.float64:
+        array = array.astype(np.float32)
     image: Any = nibabel.Nifti1Image(array, grid.affine)  # type: ignore[no-untyped-call]
     image.header.set_xyzt_units("mm")
     image.set_sform(grid.affine, code="scanner")

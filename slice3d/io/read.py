@@ -146,11 +146,14 @@ def _index(series: str | None) -> int | None:
 
 def _existing(path: str | Path) -> Path:
     path = Path(path)
-    if not path.exists():
+    try:
+        if path.exists():
+            return path
+    except OSError as error:  # a name too long, a folder that may not be entered
         raise InputError(
-            f"{path.name or path} does not exist; expected a study folder, file or .zip; check the spelling"
-        )
-    return path
+            f"{path.name[:60]} cannot be reached: {error.strerror}; expected a study folder, file or .zip"
+        ) from error
+    raise InputError(f"{path.name or path} does not exist; expected a study folder, file or .zip; check the spelling")
 
 
 def _format(path: Path) -> str:
@@ -165,6 +168,10 @@ def _format(path: Path) -> str:
 
 
 def _is_picture_folder(folder: Path) -> bool:
-    names = [p.name.lower() for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"cannot read folder {folder.name}: {error.strerror}; check the permissions") from error
+    names = [p.name.lower() for p in entries if p.is_file() and not p.name.startswith(".")]
     pictures = sum(name.endswith(PICTURES) for name in names)
-    return pictures > 0 and pictures >= 0.8 * len(names) and not any(p.is_dir() for p in folder.iterdir())
+    return pictures > 0 and pictures >= 0.8 * len(names) and not any(p.is_dir() for p in entries)

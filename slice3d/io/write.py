@@ -80,20 +80,24 @@ def _save_segmentation(segmentation: Segmentation, path: Path, source: Volume | 
 
 
 def _save_volume(volume: Volume, path: Path, source: Volume | None) -> None:
+    # formats know neither half nor extended precision
+    odd = volume.data.dtype.kind == "f" and volume.data.dtype.itemsize not in (4, 8)
+    data = volume.data.astype("float32") if odd else volume.data
+
     def nifti() -> None:
         from slice3d.io.nifti import write_nifti
 
-        write_nifti(volume.data, volume.grid, path)
+        write_nifti(data, volume.grid, path)
 
     def nrrd() -> None:
         from slice3d.io.segnrrd import write_nrrd
 
-        write_nrrd(volume.data, volume.grid, path)
+        write_nrrd(data, volume.grid, path)
 
     def mha() -> None:
         from slice3d.io.itk import write_mha
 
-        write_mha(volume.data, volume.grid, path)
+        write_mha(data, volume.grid, path)
 
     def series() -> None:
         from slice3d.io.dicom.serieswrite import write_dicom_series

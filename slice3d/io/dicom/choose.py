@@ -60,7 +60,7 @@ def quality(candidate: Candidate) -> tuple[float, ...]:
         modality,
         float(layout.regular),
         round(extent / 20.0),
-        -layout.step_mm,
+        -round(layout.step_mm, 2),
         -abs(_sharpness(header)),
         float(count),
     )

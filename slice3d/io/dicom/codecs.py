@@ -43,7 +43,7 @@ def decode_frame(data: bytes, header: Header) -> NDArray[Any]:
             f"{label} holds a picture of {size[0]}×{size[1]} pixels in {size[2]} colours where its header says "
             f"{header.rows}×{header.columns} in 1; expected the same; export it again"
         )
-    if size is None or (syntax not in JPEG_2000 and b"\xff\xd9" not in data[-64:]):
+    if size is None or (syntax not in JPEG_2000 and b"\xff\xd9" not in data.rstrip(b"\0")[-64:]):
         raise InputError(f"{label} is truncated inside its {_title(syntax)} pixels; copy it again")
     return _as_stored(_decode(data, header), header)
 

@@ -73,8 +73,11 @@ def walk(folder: Path, *, away: list[Path] | None = None) -> Iterator[Path]:
     reach files that were not sent.
     """
     count, top = 0, folder.resolve()
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
+        if away is not None:
+            linked = (Path(root) / f for f in folders if (Path(root) / f).is_symlink())
+            away.extend(link for link in linked if top not in link.resolve().parents and link.resolve() != top)
         for name in sorted(names):
             path = Path(root) / name
             # a pipe or a device would block or never end
@@ -90,6 +93,13 @@ def walk(folder: Path, *, away: list[Path] | None = None) -> Iterator[Path]:
                     f"{folder.name} holds more than {MAX_FILES} files; expected a study; name one folder of it"
                 )
             yield path
+
+
+def _unreadable(error: OSError) -> None:
+    name = Path(error.filename or "").name
+    raise InputError(
+        f"cannot read folder {name}: {error.strerror}; a study without it would be incomplete; check the permissions"
+    ) from error
 
 
 def _read_one(file: FileRef) -> Header | InputError | None:

@@ -103,6 +103,8 @@ def _rescale(frame: Frame, found: Elements) -> None:
         mapping = found.item("RealWorldValueMappingSequence")
         if mapping is not None and "RealWorldValueLUTData" not in mapping:
             slope, intercept = _scale(mapping, "RealWorldValueSlope"), _scale(mapping, "RealWorldValueIntercept")
+    if slope is None:
+        slope = _scale(found, "DoseGridScaling")  # PS3.3 C.8.8.3: stored integers of an RTDOSE → Gy
     frame.slope = 1.0 if slope is None or slope == 0 else slope
     frame.intercept = intercept or 0.0
 

@@ -19,6 +19,8 @@ from slice3d.grid import Grid
 # Positions are written with few digits; below these a stack counts as regular and straight.
 POSITION_TOLERANCE_MM = 0.02
 ORIENTATION_TOLERANCE = 1e-3
+# no table moves that far; squares of larger numbers would overflow
+MAX_POSITION_MM = 1e8
 
 Array = NDArray[np.float64]
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -118,6 +120,11 @@ def layout(
     if min(spacing) <= 0 or max(spacing) > 1000:
         raise GeometryError(
             f"PixelSpacing of {label} is {spacing[0]:g}×{spacing[1]:g} mm; expected positive millimetres"
+        )
+    if np.abs(origins).max() > MAX_POSITION_MM:
+        raise GeometryError(
+            f"ImagePositionPatient of {label} reaches {np.abs(origins).max():.3g} mm; expected a place inside a scanner; "
+            "the files are damaged or the study must be exported again"
         )
     distances = origins @ normal
     count = len(distances)

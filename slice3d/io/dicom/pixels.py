@@ -42,8 +42,9 @@ class Scale:
 
     @property
     def exact(self) -> bool:
-        """Whether integers stay integers."""
-        return float(self.slope).is_integer() and float(self.intercept).is_integer()
+        """Whether 16-bit integers stay integers of at most 32 bits."""
+        whole = float(self.slope).is_integer() and float(self.intercept).is_integer()
+        return whole and abs(self.slope) * 65536 + abs(self.intercept) < 2**31
 
 
 @dataclass
@@ -296,7 +297,7 @@ def _mask_bits(stored: NDArray[Any], header: Header) -> NDArray[Any]:
 
 def _padding_limit(header: Header, scale: Scale) -> float | None:
     """CT values at or below this (after rescale) are padding; None when no padding is declared that lies below air."""
-    if header.modality != "CT" or header.padding is None:
+    if header.modality != "CT" or header.padding is None or scale.slope <= 0:
         return None
     declared = [header.padding] if header.padding_limit is None else [header.padding, header.padding_limit]
     value = max(p * scale.slope + scale.intercept for p in declared)
@@ -357,8 +358,7 @@ def _finish_whole(
         limit = _padding_limit(header, scale)
         mask = None
         if limit is not None:
-            edge = int(np.floor((limit - scale.intercept) / scale.slope)) if scale.slope > 0 else None
-            mask = base[k] <= edge if edge is not None else None
+            mask = base[k] <= int(np.floor((limit - scale.intercept) / scale.slope))
         # modular 16-bit arithmetic is exact because the result is known to fit
         values = out[k]
         if not fits:

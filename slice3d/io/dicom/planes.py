@@ -44,9 +44,12 @@ def measure(
     return layout(origins[fresh], orientation, spacing, shape, thickness_mm=step_mm, label=label)
 
 
-def own_target(found: Layout, label: str, findings: list[Finding]) -> Target:
+def own_target(found: Layout, label: str, findings: list[Finding], *, declared_mm: float | None = None) -> Target:
     """The lattice of the planes themselves: exact when regular, else orthogonal along the normal at the recurring
     distance.
+
+    declared_mm: the distance of all slices as the file has it, which counts when the gaps are multiples of it: slices
+    without labels are left out of files, so the planes alone may not tell.
     """
     depth = found.distances - found.distances[0]
     gaps = np.diff(depth)
@@ -54,6 +57,10 @@ def own_target(found: Layout, label: str, findings: list[Finding]) -> Target:
     step = float(gaps.min()) if len(gaps) else found.step_mm
     if len(gaps):
         step = float(np.mean(gaps / np.round(gaps / step)))
+    parts = int(np.round(step / declared_mm)) if declared_mm and declared_mm > 0.01 else 1
+    sparse = parts > 1 and abs(step - parts * (declared_mm or 0)) * len(depth) <= 0.1 * step
+    if sparse:
+        step /= parts
     lattice = np.abs(depth - np.round(depth / step) * step).max() <= max(POSITION_TOLERANCE_MM, 0.02 * step)
     if not lattice:
         step = found.step_mm
@@ -80,7 +87,7 @@ def own_target(found: Layout, label: str, findings: list[Finding]) -> Target:
         message = "The slices of the segmentation are tilted or unevenly spaced; its labels were moved to an even grid."
         findings.append(Finding("resampled", message, "warning", {"step_mm": round(step, 4)}))
     shape = (found.shape[0] + int(extra[0]), found.shape[1] + int(extra[1]), count)
-    return Target(Grid(shape, to_ras(affine)), None)
+    return Target(Grid(shape, to_ras(affine)), found.distances[0] + step * np.arange(count) if sparse else None)
 
 
 def reference_target(reference: Volume, found: Layout) -> Target:

@@ -75,6 +75,8 @@ def _nothing(found: Found, path: Path) -> str:
             f"{name} holds {len(found.headers)} DICOM files without image pixels ({', '.join(kinds)}); "
             "expected a CT or MR series; send the images too"
         )
+    if not found.others and found.findings:
+        return f"{name} holds no file that may be read: {found.findings[0].message}"
     if not found.others:
         return f"{name} is empty; expected DICOM files or a NIfTI, NRRD or MHA volume; check the path"
     volumes = [f for f in found.others if f.name.lower().endswith(_SINGLE_FILES)]

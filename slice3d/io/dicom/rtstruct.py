@@ -14,11 +14,14 @@ from slice3d.errors import GeometryError, InputError, Slice3DError
 from slice3d.findings import Finding
 from slice3d.grid import Grid
 from slice3d.io.dicom.geometry import LPS_TO_RAS, POSITION_TOLERANCE_MM
+from slice3d.io.dicom.source import DicomSource
 from slice3d.io.files import FileRef, quiet
 from slice3d.io.layers import combine
 from slice3d.volume import Segmentation, Volume
 
 MAX_POINTS = 50_000_000
+# contours may be drawn on every third slice only; what lies further apart is not one piece
+MAX_SKIPPED = 3.5
 
 
 def load_rtstruct(file: FileRef, *, reference: Volume | None, near: Path) -> Segmentation:
@@ -30,20 +33,15 @@ def load_rtstruct(file: FileRef, *, reference: Volume | None, near: Path) -> Seg
     if reference is None:
         reference = _referenced(dataset, near, file.name)
     grid = reference.grid
+    slice_mm = _slice_distance(reference)
     findings: list[Finding] = []
-    titles = {
-        int(r.ROINumber): anatomy.canonical(str(r.get("ROIName") or f"roi_{r.ROINumber}"))
-        for r in dataset.StructureSetROISequence
-    }
     masks: list[tuple[str, NDArray[np.bool_]]] = []
-    for roi in dataset.get("ROIContourSequence") or []:
-        name = titles.get(int(roi.ReferencedROINumber), f"roi_{roi.ReferencedROINumber}")
-        contours, skipped = _contours(roi, file.name)
+    for name, contours, skipped in _drawn(dataset, file.name):
         if skipped:
             message = f"{skipped} contours of {name} are points or open lines and were left out."
             findings.append(Finding("open-contours", message, "warning", {"structure": name, "contours": skipped}))
         if contours:
-            masks.append((name, _fill(contours, grid, name)))
+            masks.append((name, _fill(contours, grid, name, slice_mm)))
     if not masks:
         raise InputError(f"{file.name} holds no closed contour; expected at least one drawn structure; export it again")
     return combine(masks, grid, findings=findings)
@@ -62,6 +60,34 @@ def _read(file: FileRef) -> Any:
             raise
         except Exception as error:
             raise InputError(f"{file.name} is a damaged RTSTRUCT ({type(error).__name__}); export it again") from error
+
+
+def _drawn(dataset: Any, label: str) -> list[tuple[str, list[NDArray[np.float64]], int]]:
+    """(name, contours, how many of them are not closed) of every structure."""
+    try:
+        titles = {
+            int(r.ROINumber): anatomy.canonical(str(r.get("ROIName") or f"roi_{r.ROINumber}"))
+            for r in dataset.StructureSetROISequence
+        }
+        out = []
+        for roi in dataset.get("ROIContourSequence") or []:
+            name = titles.get(int(roi.ReferencedROINumber), f"roi_{roi.ReferencedROINumber}")
+            out.append((name, *_contours(roi, label)))
+        return out
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # pydicom raises whatever the damaged bytes lead it into
+        raise InputError(f"{label} is a damaged RTSTRUCT ({type(error).__name__}); export it again") from error
+
+
+def _slice_distance(reference: Volume) -> float:
+    """mm between neighbouring slices that somebody could draw on: the acquired ones where they are known."""
+    source = reference.source
+    if isinstance(source, DicomSource) and len(source.slices) > 1:
+        origins = np.array([item.affine[:3, 3] for item in source.slices])
+        normal = source.slices[0].affine[:3, 2] / np.linalg.norm(source.slices[0].affine[:3, 2])
+        return float(np.median(np.abs(np.diff(origins @ normal))))
+    return reference.grid.spacing_mm[2]
 
 
 def _referenced(dataset: Any, near: Path, label: str) -> Volume:
@@ -108,9 +134,9 @@ def _contours(roi: Any, label: str) -> tuple[list[NDArray[np.float64]], int]:
     return out, skipped
 
 
-def _fill(contours: list[NDArray[np.float64]], grid: Grid, name: str) -> NDArray[np.bool_]:
+def _fill(contours: list[NDArray[np.float64]], grid: Grid, name: str, slice_mm: float) -> NDArray[np.bool_]:
     """Even-odd fill of contours of one plane; each voxel plane takes the contour plane that is nearest within half
-    a gap.
+    a gap. Contours further apart than every third slice are parts of their own, as thick as a slice.
     """
     import skimage.draw
 
@@ -132,7 +158,8 @@ def _fill(contours: list[NDArray[np.float64]], grid: Grid, name: str) -> NDArray
         planes[key].append(index[:, :2])
     depths = np.array(sorted(planes))
     gaps = np.diff(depths)
-    reach = (float(gaps.min()) if len(gaps) else step) / 2 + POSITION_TOLERANCE_MM
+    apart = float(gaps.min()) if len(gaps) else slice_mm
+    reach = (apart if apart < MAX_SKIPPED * slice_mm else slice_mm) / 2 + POSITION_TOLERANCE_MM
     reach = max(reach, min(step / 2, reach * 1.01) + POSITION_TOLERANCE_MM)
     filled: dict[float, NDArray[np.bool_]] = {}
     out = np.zeros(grid.shape, dtype=np.bool_, order="F")

@@ -69,6 +69,7 @@ class _Geometry:
 
     layout: Layout
     place_of: NDArray[np.intp]
+    declared_mm: float | None
 
 
 def _assemble(
@@ -80,7 +81,7 @@ def _assemble(
     geometry = _geometry(frames, shared, pixels.shape[1:], label)
     findings: list[Finding] = []
     target = (
-        own_target(geometry.layout, label, findings)
+        own_target(geometry.layout, label, findings, declared_mm=geometry.declared_mm)
         if reference is None
         else reference_target(reference, geometry.layout)
     )
@@ -162,7 +163,7 @@ def _geometry(frames: list[Any], shared: Any, shape: tuple[int, ...], label: str
     layout = measure(origins, orientation, (spacing[0], spacing[1]), (shape[0], shape[1]), abs(thickness), label)
     depths = origins @ layout.normal
     places = np.clip(np.searchsorted(layout.distances, depths - POSITION_TOLERANCE_MM), 0, len(layout.distances) - 1)
-    return _Geometry(layout, places)
+    return _Geometry(layout, places, measures.number("SpacingBetweenSlices"))
 
 
 def _pixels(dataset: Any, count: int, label: str) -> NDArray[Any]:

@@ -43,6 +43,12 @@ def write_dicom_seg(segmentation: Segmentation, source: Volume, path: Path, *, k
             "scanner wrote "
             "them; write .seg.nrrd or .nii.gz instead"
         )
+    files = {item.file: item.sop_instance for item in origin.slices}
+    if len(set(files.values())) < len(files):
+        raise InputError(
+            f"{len(files)} source images share {len(set(files.values()))} SOPInstanceUIDs, so nothing can refer to one of "
+            "them; expected images as the scanner wrote them; write .seg.nrrd or .nii.gz instead"
+        )
     labels = [segmentation.names[v] for v in sorted(segmentation.names)]
     names = labels if kind == "labelmap" else list(segmentation.structures)
     if not names:
@@ -162,6 +168,10 @@ def _measured_geometry(image: Any, origin: DicomSource) -> None:
     if "PerFrameFunctionalGroupsSequence" not in image:
         if not image.get("SliceThickness"):
             image.SliceThickness = thickness
+        if "SpacingBetweenSlices" in image:
+            del image.SpacingBetweenSlices
+        if origin.grid is not None and len(origin.slices) > 1:
+            image.SpacingBetweenSlices = thickness
         return
     measures, orientation = Dataset(), Dataset()
     measures.PixelSpacing = [format_number_as_ds(float(lengths[1])), format_number_as_ds(float(lengths[0]))]
@@ -230,12 +240,13 @@ def on_slices(values: NDArray[Any], segmentation: Segmentation, origin: DicomSou
     for n, item in enumerate(origin.slices):
         matrix = inverse @ item.affine
         index = [matrix[a, 0] * i + matrix[a, 1] * j + matrix[a, 3] for a in range(3)]
-        if order:
-            out[n] = map_coordinates(values, index, order=order, mode="constant", cval=0)
-            continue
         nearest = [np.floor(axis + 0.5).astype(np.intp) for axis in index]
         inside = np.logical_and.reduce(
             [(axis >= 0) & (axis < size) for axis, size in zip(nearest, values.shape, strict=True)]
         )
-        out[n][inside] = values[tuple(axis[inside] for axis in nearest)]
+        if order:
+            # between the outermost centres and the border of the grid their value holds
+            out[n][inside] = map_coordinates(values, [axis[inside] for axis in index], order=order, mode="nearest")
+        else:
+            out[n][inside] = values[tuple(axis[inside] for axis in nearest)]
     return out

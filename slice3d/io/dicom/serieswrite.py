@@ -20,6 +20,7 @@ from slice3d.volume import Volume
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
+MIN_LEVELS = 256
 
 # patient, study and equipment facts that a derived series shares with the one it came from
 _KEPT_GROUPS = (0x0010,)
@@ -49,6 +50,8 @@ def write_dicom_series(volume: Volume, path: Path, *, source: Volume) -> None:
         )
     if not volume.grid.is_orthogonal:
         raise InputError("the grid is sheared, which a DICOM series of one stack cannot say; resample it first")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path.name} is a file; expected a new or empty folder for a DICOM series; choose another")
     if path.exists() and any(path.iterdir()):
         raise InputError(f"{path.name} holds files already; expected a new or empty folder; choose another")
     if not path.parent.is_dir():
@@ -161,6 +164,12 @@ def _stored(volume: Volume, modality: str) -> tuple[float, float, np.ndarray]:
     low, high = float(values.min()), float(values.max())
     if low >= -32768 and high <= 32767:
         exact = values.dtype.kind in "iub"
+        # MR has no rescale: whole numbers are all that a file can hold
+        if modality == "MR" and not exact and high - low < MIN_LEVELS and not np.array_equal(values, np.rint(values)):
+            raise InputError(
+                f"values run from {low:g} to {high:g} and would be rounded to whole numbers; expected a range of at "
+                f"least {MIN_LEVELS} for an MR series; write .nii.gz instead, or scale them"
+            )
         return 1.0, 0.0, (values if exact else np.rint(values)).astype("<i2")
     raise InputError(
         f"values run from {low:g} to {high:g}; expected 16-bit values for a DICOM series; write .nii.gz instead"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slice3d.errors import InputError
 from slice3d.grid import Grid
 from slice3d.io.dicom.stacks import Stack
 from slice3d.io.files import FileRef, Opener, quiet
@@ -34,15 +35,25 @@ class DicomSource:
     frame_of_reference: str
 
     def datasets(self) -> list[Any]:
-        """The header of every file (pixels left out), once per file, in slice order."""
+        """The header of every file (pixels left out), once per file, in slice order.
+
+        Raises `InputError` when one is no longer there.
+        """
         import pydicom
 
         seen: dict[FileRef, Any] = {}
         with Opener() as opener, quiet():
             for item in self.slices:
-                if item.file not in seen:
+                if item.file in seen:
+                    continue
+                try:
                     with opener.open(item.file) as stream:
                         seen[item.file] = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+                except Exception as error:  # moved, or changed into something that pydicom stumbles over
+                    raise InputError(
+                        f"{item.file.name}, which the volume was loaded from, cannot be read any more "
+                        f"({type(error).__name__}); expected it where it was; load the study again"
+                    ) from error
         return list(seen.values())
 
 

@@ -15,6 +15,10 @@ from slice3d.io.dicom.frames import SPLIT_KEYS
 from slice3d.io.dicom.geometry import ORIENTATION_TOLERANCE, POSITION_TOLERANCE_MM, Layout, axes, layout
 from slice3d.io.dicom.header import Frame, Header
 
+# these change what a voxel means: slices that differ in them never belong to one volume
+_CONTRASTS = ("EchoTime", "DiffusionBValue", "InversionTime")
+_MAX_STATIONS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Plane:
@@ -71,12 +75,24 @@ def _series(headers: list[Header]) -> Series:
     headers = sorted(headers, key=lambda h: (h.instance_number, h.sop_instance, h.file.path, h.file.member))
     findings: list[Finding] = []
     unique: list[Header] = []
-    seen: set[str] = set()
+    seen: dict[str, set[Hashable]] = defaultdict(set)
     for header in headers:
-        if header.sop_instance and header.sop_instance in seen:
+        content = _content(header)
+        if header.sop_instance and content in seen[header.sop_instance]:
             continue
-        seen.add(header.sop_instance)
+        seen[header.sop_instance].add(content)
         unique.append(header)
+    shared = sum(len(contents) > 1 for uid, contents in seen.items() if uid)
+    if shared:
+        findings.append(
+            Finding(
+                "shared-instance-uid",
+                f"{shared} instance UIDs are carried by different images; all were kept, but results cannot refer to "
+                "them one by one.",
+                "warning",
+                {"uids": shared},
+            )
+        )
     if len(unique) < len(headers):
         count = len(headers) - len(unique)
         findings.append(
@@ -90,6 +106,12 @@ def _series(headers: list[Header]) -> Series:
     return Series(unique, split(unique), findings)
 
 
+def _content(header: Header) -> Hashable:
+    """What two copies of one image share; exporters that give one UID to many images differ in it."""
+    place = header.frames[0].position if header.frames else None
+    return header.instance_number, place, header.number_of_frames
+
+
 def split(headers: Sequence[Header]) -> list[Stack]:
     """One stack per volume, largest first within what differs only in size."""
     planes = [Plane(h, f) for h in headers if h.is_image for f in h.frames]
@@ -100,11 +122,35 @@ def split(headers: Sequence[Header]) -> list[Stack]:
     stacks: list[Stack] = []
     for members in groups.values():
         stacks.extend(_by_position(members))
+    _note_leftovers(list(groups.values()), stacks)
     if len(directions) > 1:
         names = f"The series holds {len(directions)} orientations; each became a volume of its own."
         for stack in stacks:
             stack.findings.append(Finding("several-orientations", names, "warning", {"orientations": len(directions)}))
     return stacks
+
+
+def _note_leftovers(groups: list[list[Plane]], stacks: list[Stack]) -> None:
+    """Images that differ in size, spacing or kind from others of their series: nobody shall look for them in vain."""
+    kinds = {_form(members[0]) for members in groups}
+    if len(kinds) < 2:
+        return
+    counts = ", ".join(f"{len(s.planes)}" for s in stacks)
+    finding = Finding(
+        "several-sizes",
+        f"The series holds images of {len(kinds)} sizes, pixel spacings or kinds ({counts} images); each became a "
+        "volume of its own.",
+        "warning",
+        {"kinds": len(kinds), "images": [len(s.planes) for s in stacks][:50]},
+    )
+    for stack in stacks:
+        stack.findings.append(finding)
+
+
+def _form(plane: Plane) -> Hashable:
+    header, frame = plane.header, plane.frame
+    spacing = tuple(round(s, 4) for s in frame.spacing) if frame.spacing else None
+    return header.rows, header.columns, spacing, frame.position is None, _problem(plane)
 
 
 def _shape_key(plane: Plane, directions: list[np.ndarray]) -> Hashable:
@@ -139,8 +185,39 @@ def _by_position(planes: list[Plane]) -> list[Stack]:
     places = _places(origins @ normal, min(POSITION_TOLERANCE_MM / 2, 0.1 * min(frame.spacing)))
     repeats = np.bincount(places)
     if repeats.max() == 1:
-        return [_stack(planes, {}, [])]
-    return _split_repeats(planes, places)
+        return _interleaved(planes) or [_stack(planes, {}, [])]
+    return _split_repeats(planes, places, _stations(origins, normal))
+
+
+def _interleaved(planes: list[Plane]) -> list[Stack]:
+    """Volumes of different contrast whose slices lie between each other's; empty when there is but one."""
+    for key in _CONTRASTS:
+        groups: dict[Hashable, list[Plane]] = defaultdict(list)
+        for plane in planes:
+            groups[_key(plane, key)].append(plane)
+        if len(groups) > 1 and min(len(members) for members in groups.values()) > 2:
+            return [
+                _stack(members, {key: value}, [_multi((key,), len(groups))])
+                for value, members in sorted(groups.items(), key=lambda item: _order(item[0]))
+            ]
+    return []
+
+
+def _stations(origins: np.ndarray, normal: np.ndarray) -> list[int]:
+    """Number of the table position of each plane: where it lies sideways, to a millimetre. All 1 when that says
+    nothing.
+    """
+    sideways = origins - np.outer(origins @ normal, normal)
+    known: list[np.ndarray] = []
+    out: list[int] = []
+    for place in sideways:
+        near = [n for n, other in enumerate(known, start=1) if np.abs(other - place).max() <= 1.0]
+        if not near:
+            known.append(place)
+        if len(known) > _MAX_STATIONS:
+            return [1] * len(origins)
+        out.append(near[0] if near else len(known))
+    return out
 
 
 def _problem(plane: Plane) -> str:
@@ -164,17 +241,19 @@ def _places(distances: np.ndarray, tolerance_mm: float) -> np.ndarray:
     return out
 
 
-def _split_repeats(planes: list[Plane], places: np.ndarray) -> list[Stack]:
+def _split_repeats(planes: list[Plane], places: np.ndarray, stations: list[int]) -> list[Stack]:
     """Several planes at one position: by the fewest header facts that tell them apart, else by order, else refuse."""
-    keys = [key for key in SPLIT_KEYS if len({_key(p, key) for p in planes}) > 1]
+    facts: dict[str, list[Hashable]] = {key: [_key(p, key) for p in planes] for key in SPLIT_KEYS}
+    facts["Station"] = list(stations)
+    keys = [key for key, values in facts.items() if len(set(values)) > 1]
     # A single fact first, then growing sets, so that the label of a volume stays short.
     candidates: list[tuple[str, ...]] = [(key,) for key in keys]
     candidates += [(a, b) for n, a in enumerate(keys) for b in keys[n + 1 :]]
     candidates += [tuple(keys[:count]) for count in range(3, len(keys) + 1)]
     for chosen in candidates:
         groups: dict[Hashable, list[int]] = defaultdict(list)
-        for index, plane in enumerate(planes):
-            groups[tuple(_key(plane, key) for key in chosen)].append(index)
+        for index in range(len(planes)):
+            groups[tuple(facts[key][index] for key in chosen)].append(index)
         # a fact that differs from slice to slice (an acquisition time) tells nothing apart
         if len(groups) > len(planes) / 2 and places.max() > 0:
             continue

@@ -15,6 +15,7 @@ from slice3d.surface.check import degenerate
 from slice3d.surface.contour import keep_volume, volume
 from slice3d.surface.distance import deviation, require_faces
 from slice3d.surface.intersect import self_intersections
+from slice3d.surface.shared import apart
 
 Arrays = tuple[NDArray[np.float64], NDArray[np.int64]]
 
@@ -49,7 +50,7 @@ def decimate(mesh: Mesh, *, target_triangles: int | None = None, max_error_mm: f
         f"{moved['mean_mm']:.3f} mm on average, {moved['max_mm']:.3f} mm at most"
     )
     details = {"before": len(mesh.faces), "after": len(out.faces), **moved}
-    return out.with_findings([Finding("decimated", text, "info", details)])
+    return apart(mesh, out.with_findings([Finding("decimated", text, "info", details)]))
 
 
 def _to_count(arrays: Arrays, target: int) -> Arrays:

@@ -13,6 +13,7 @@ from slice3d.grid import Grid
 from slice3d.mesh import Mesh
 from slice3d.surface import topology
 from slice3d.surface.distance import require_faces, signed_distance
+from slice3d.surface.shared import apart
 
 _LARGEST = 60_000_000
 
@@ -27,7 +28,7 @@ def remesh(mesh: Mesh, *, edge_mm: float) -> Mesh:
         raise InputError(f"edge_mm is {edge_mm}; expected a positive length in mm")
     vertices, faces = resample(mesh.vertices, mesh.faces, step_mm=edge_mm)
     finding = Finding("remeshed", f"{mesh.name or 'mesh'} was remeshed to edges of about {edge_mm:g} mm", "info")
-    return replace(mesh, vertices=vertices, faces=faces, scalars={}, findings=(*mesh.findings, finding))
+    return apart(mesh, replace(mesh, vertices=vertices, faces=faces, scalars={}, findings=(*mesh.findings, finding)))
 
 
 def resample(

@@ -16,6 +16,7 @@ from slice3d.surface import topology
 from slice3d.surface.check import degenerate
 from slice3d.surface.distance import require_faces
 from slice3d.surface.intersect import self_intersections
+from slice3d.surface.shared import apart
 
 Arrays = tuple[NDArray[np.float64], NDArray[np.int64]]
 
@@ -42,7 +43,7 @@ def repair(mesh: Mesh) -> Mesh:
     finding = Finding(
         "mesh-repaired", f"{mesh.name or 'mesh'} was repaired: {', '.join(done)}", details={"steps": done}
     )
-    return replace(mesh, vertices=vertices, faces=faces, scalars={}, findings=(*mesh.findings, finding))
+    return apart(mesh, replace(mesh, vertices=vertices, faces=faces, scalars={}, findings=(*mesh.findings, finding)))
 
 
 def repair_local(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Arrays:

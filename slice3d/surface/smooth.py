@@ -12,6 +12,7 @@ from slice3d.mesh import Mesh
 from slice3d.surface import _vtk
 from slice3d.surface.contour import keep_volume, volume
 from slice3d.surface.distance import deviation, require_faces
+from slice3d.surface.shared import apart
 
 
 def smooth(mesh: Mesh, *, cutoff_mm: float, iterations: int = 40) -> Mesh:
@@ -45,4 +46,5 @@ def smooth(mesh: Mesh, *, cutoff_mm: float, iterations: int = 40) -> Mesh:
     out = replace(mesh, vertices=vertices, faces=faces)
     moved = deviation(out, mesh)
     text = f"{mesh.name or 'mesh'} was smoothed at {cutoff_mm:g} mm; the surface moved by {moved['mean_mm']:.3f} mm on average"
-    return out.with_findings([Finding("smoothed", text, "info", {"cutoff_mm": cutoff_mm, "shift_mm": shift, **moved})])
+    details = {"cutoff_mm": cutoff_mm, "shift_mm": shift, **moved}
+    return apart(mesh, out.with_findings([Finding("smoothed", text, "info", details)]))

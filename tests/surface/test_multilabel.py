@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slice3d.grid import Grid
-from slice3d.surface import SurfaceSettings, check, surfaces
+from slice3d.surface import SurfaceSettings, check, remesh, smooth, surfaces
 from slice3d.volume import Segmentation
 
 
@@ -71,6 +71,19 @@ def test_one_by_one_when_asked_and_for_groups_and_probabilities() -> None:
     assert list(surfaces(with_group)) == ["spleen", "liver", "tumor"]
     whole = surfaces(with_group, structures=["both"])["both"]
     assert whole.volume_mm3 == pytest.approx(4 / 3 * np.pi * 17**3, rel=0.02)
+
+
+def test_work_on_one_side_gives_the_sharing_up_with_a_finding() -> None:
+    segmentation = halves((2.0, 2.0, 2.0))
+    code = "interfaces-no-longer-shared"
+    kept = surfaces(segmentation)
+    assert all(code not in [f.code for f in m.findings] and m.metadata["shared_interfaces"] for m in kept.values())
+    less = surfaces(segmentation, settings=SurfaceSettings(target_triangles=200))
+    for mesh in (*less.values(), smooth(kept["liver"], cutoff_mm=12.0), remesh(kept["liver"], edge_mm=2.0)):
+        assert [f.severity for f in mesh.findings if f.code == code] == ["warning"]
+        assert mesh.metadata["shared_interfaces"] is False
+    alone = SurfaceSettings(target_triangles=200, shared_interfaces=False)
+    assert code not in [f.code for m in surfaces(segmentation, settings=alone).values() for f in m.findings]
 
 
 def test_the_border_is_closed_with_a_finding() -> None:

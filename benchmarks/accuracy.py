@@ -132,20 +132,26 @@ def write(scores: dict[str, Any]) -> None:
         if "soft_dice" in row and name != "body"
     ]
     description["scores"] = scores
-    description["reliability"] = {"measure": "soft_dice", "default": calibrate(pairs), "structures": {}}
+    sibling = description["training"].get("sibling")
+    if pairs:  # without a held-out case the calibration of the sibling stays
+        description["reliability"] = {"measure": "soft_dice", "default": calibrate(pairs), "structures": {}}
     (PACKAGE / "model.json").write_text(json.dumps(description, indent=1) + "\n")
     page = ROOT / "docs" / "models.md"
     head, rest = page.read_text().split("<!-- scores:begin -->")
     tail = rest.split("<!-- scores:end -->")[1]
-    filled = table(scores, str(description["version"]))
+    filled = table(scores, str(description["version"]), sibling)
     page.write_text(f"{head}<!-- scores:begin -->\n{filled}\n<!-- scores:end -->{tail}")
-    (PACKAGE / "README.md").write_text(card_text(list(description["training"]["held_out"]), scores))
+    (PACKAGE / "README.md").write_text(card_text(list(description["training"]["held_out"]), scores, sibling=sibling))
 
 
-def table(scores: dict[str, Any], version: str) -> str:
-    """The Markdown table of docs/models.md."""
+def table(scores: dict[str, Any], version: str, sibling: dict[str, Any] | None = None) -> str:
+    """The Markdown table of docs/models.md: scores on cases that the scored weights were not trained on."""
+    if sibling:
+        scores = {f"{case} ({sibling['version']})": sibling["scores"][case] for case in sibling["held_out"]} | {
+            f"{case} ({version})": rows for case, rows in scores.items()
+        }
     names = [n for n in LABELS.values() if any(n in rows for rows in scores.values())]
-    lines = [f"Version {version}, Dice on cases that were not trained on (`python -m benchmarks.accuracy`):", ""]
+    lines = [f"Dice on cases that the version in brackets was not trained on (shipped: {version}):", ""]
     lines += ["| case | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     for case, rows in scores.items():
         lines.append(f"| {case} | " + " | ".join(f"{rows[n]['dice']:.3f}" if n in rows else "–" for n in names) + " |")

@@ -10,7 +10,7 @@ from slice3d.training.cases import LABELLED, MAPS, UNLABELLED
 from slice3d.training.export import CardFacts
 from slice3d.training.structures import GROUPS
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 
 def training_facts(held_out: Sequence[str]) -> dict[str, Any]:
@@ -30,10 +30,14 @@ def training_facts(held_out: Sequence[str]) -> dict[str, Any]:
 
 def package_facts(
     held_out: Sequence[str], *, scores: Mapping[str, Any] | None = None, reliability: Mapping[str, Any] | None = None,
-    run: Mapping[str, Any] | None = None,
+    run: Mapping[str, Any] | None = None, sibling: Mapping[str, Any] | None = None,
 ) -> CardFacts:  # fmt: skip
-    """Facts and card of the package. scores: case → structure → {dice, …}. run: settings, time and hardware."""
-    training = {**training_facts(held_out), **dict(run or {})}
+    """Facts and card of the package.
+
+    scores: case → structure → {dice, …}. run: settings, time and hardware. sibling: where every labelled case went into
+    training, the version that was trained without some of them: `{"version", "held_out", "scores"}`.
+    """
+    training = {**training_facts(held_out), **dict(run or {}), **({"sibling": dict(sibling)} if sibling else {})}
     return CardFacts(
         name="ct-torso",
         version=VERSION,
@@ -43,13 +47,22 @@ def package_facts(
         training=training,
         scores=scores or {},
         reliability=reliability or {},
-        card=card_text(held_out, scores or {}),
+        card=card_text(held_out, scores or {}, sibling=sibling),
     )
 
 
-def card_text(held_out: Sequence[str], scores: Mapping[str, Any]) -> str:
+def card_text(
+    held_out: Sequence[str], scores: Mapping[str, Any], *, sibling: Mapping[str, Any] | None = None
+) -> str:
     """README.md of the package."""
     facts = training_facts(held_out)
+    whose = "Scores on cases it was not trained on"
+    if sibling:
+        held_out, scores = list(sibling["held_out"]), dict(sibling["scores"])
+        whose = (
+            f"Scores of version {sibling['version']}, which was not trained on these cases (this version was, after "
+            "the same earlier stages; there is no labelled case left to score it on)"
+        )
     rows = [
         f"| {case} | {structure} | {value['dice']:.3f} |"
         for case, table in scores.items()
@@ -69,13 +82,14 @@ def card_text(held_out: Sequence[str], scores: Mapping[str, Any]) -> str:
             "Liver, spleen, kidneys, lungs, bone, aorta, body and liver tumour on CT, 3 mm, one 3D U-Net. Trained from "
             "very little: a handful of real scans and CT painted from label maps. Not a medical device: look at every "
             "outline before you use it.", "",
-            "## Scores on cases it was not trained on", "",
+            f"## {whose}", "",
             "| case | structure | Dice |", "|---|---|---|", *rows, "",
             "The liver tumour class was trained on synthetic tumours only and has not been tested on a real one: treat "
             "what it finds, and what it does not find, as a guess.", "",
             "## Trained on", "", "Labelled CT:", *trained, "", "Label maps from which CT was painted:", *maps, "",
             "CT without labels (rules on HU for lungs, bone and body; network outlines confirmed by eye, the rest left "
-            "open):", *pseudo, "", "Random stylised phantoms made by this project's code.", "", "Held out:", *held, "",
+            "open):", *pseudo, "", "Random stylised phantoms made by this project's code.", "",
+            "Held out:", *(held or ["- nothing (see the scores above)"]), "",
             "`docs/models.md` has the method, the pictures and the limits. Weights: CC BY 4.0, with attribution to the "
             "sources above.", "",
         ]

@@ -67,7 +67,7 @@ def export(checkpoint: Path, settings: TrainSettings, facts: CardFacts, folder: 
         "intensity": intensity,
         "network": {"class": settings.network, "arguments": dict(settings.arguments)},
         "activation": "softmax",
-        "sampling": {"resampling": "linear", "pad": "lowest", "overlap": 0.5, **facts.sampling},
+        "sampling": {"resampling": "average", "pad": "lowest", "overlap": 0.5, **facts.sampling},
         "training": dict(facts.training),
         "scores": dict(facts.scores),
         "reliability": dict(facts.reliability),

@@ -49,7 +49,10 @@ def surface(
     metadata = {
         "voxel_volume_ml": _voxel_volume(region) / 1000.0,
         "volume_shift_mm": shift,
-        "cutoff_mm": None if region.probability is not None else cutoff_mm(region.grid, settings),
+        # probabilities and thick slices are not filtered
+        "cutoff_mm": cutoff_mm(region.grid, settings)
+        if region.probability is None and max(field.factors) == 1
+        else None,
         "source": "labels" if region.probability is None else "probability",
     }
     mesh = _finish(structure, vertices, faces, settings, cut_finding(structure, region), metadata)
@@ -93,7 +96,7 @@ def _together(
 ) -> dict[str, Mesh]:
     from slice3d.surface.multilabel import network
 
-    net = network(segmentation, sorted(plain.values()), progress=progress)
+    net = network(segmentation, sorted(plain.values()), smoothing_mm=settings.smoothing_mm, progress=progress)
     if net is None:
         return {name: empty(name) for name in plain}
     # ravel in memory order: counting needs no particular one, and a Fortran-ordered map would be copied otherwise

@@ -61,8 +61,13 @@ def _triangles(vertices: NDArray[np.float64], quads: NDArray[np.int64]) -> NDArr
     return out
 
 
-def network(segmentation: Segmentation, labels: Sequence[int], *, progress: Progress = silent) -> Network | None:
-    """The boundaries between `labels` and everything else; None where none of them has voxels."""
+def network(
+    segmentation: Segmentation, labels: Sequence[int], *, smoothing_mm: float | None = None, progress: Progress = silent
+) -> Network | None:
+    """The boundaries between `labels` and everything else; None where none of them has voxels.
+
+    smoothing_mm: cut-off wavelength of the low-pass; None takes four of the finer samples along every axis.
+    """
     values = segmentation.labels
     wanted = np.zeros(max(int(values.max()), *labels, 0) + 1, dtype=bool)
     wanted[[v for v in labels if v > 0]] = True
@@ -82,7 +87,8 @@ def network(segmentation: Segmentation, labels: Sequence[int], *, progress: Prog
     window = np.pad(window, _PAD)
     progress("shared surfaces", 0.2)
     edges = _edges(window)
-    crossing = _crossings(window, edges, progress)
+    scale = (np.ones(3), 4.0) if smoothing_mm is None else (np.asarray(grid.spacing_mm) / factors, smoothing_mm)
+    crossing = _crossings(window, edges, scale, progress)
     points, quads, cells = _net(window.shape, edges, crossing)
     sides = np.stack([window.reshape(-1)[edges.low], window.reshape(-1)[edges.high]], axis=1).astype(np.int64)
     # No vertex leaves its cell, so that no interface passes through another, nor the scan where it touches its border.
@@ -119,7 +125,9 @@ def _edges(window: NDArray[Any]) -> _Edges:
     return _Edges(lows, lows + stride[axes], axes)
 
 
-def _crossings(window: NDArray[Any], edges: _Edges, progress: Progress) -> NDArray[np.float64]:
+def _crossings(
+    window: NDArray[Any], edges: _Edges, scale: tuple[NDArray[np.float64], float], progress: Progress
+) -> NDArray[np.float64]:
     """(E,) where between the two voxels, 0…1, their labels' low-pass filtered masks are equal."""
     flat = window.reshape(-1)
     shape = np.asarray(window.shape)
@@ -136,7 +144,7 @@ def _crossings(window: NDArray[Any], edges: _Edges, progress: Progress) -> NDArr
             progress("shared surfaces", 0.2 + 0.6 * value / len(boxes))
         start, stop = np.maximum(box[0] - 2, 0), np.minimum(box[1] + 2, shape)
         where = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-        field = low_pass(window[where] == value, np.ones(3), 4.0, keep_labels=False)
+        field = low_pass(window[where] == value, *scale, keep_labels=False)
         for side in (0, 1):
             mine = order[side][ranks[side][value] : ranks[side][value + 1]]
             for end, number in enumerate((edges.low[mine], edges.high[mine])):

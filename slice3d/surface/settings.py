@@ -14,6 +14,7 @@ class SurfaceSettings:
 
     smoothing_mm: cut-off wavelength in mm, at which ripples along the surface keep half their height; None takes four
     voxels, the length below which a binary mask shows its own steps and not the patient. 0 switches smoothing off.
+    Probabilities are never smoothed; on thick slices bending energy decides, and only 0 changes anything.
     resolution_mm: longest step of the working grid; axes coarser than it are refined by shape-based interpolation
     before contouring. None: the finest spacing of the grid.
     keep_volume: shift the surface along its normals (by hundredths of a millimetre) so that smoothing loses no volume.
@@ -22,7 +23,8 @@ class SurfaceSettings:
     max_error_mm: decimate as far as the surface moves by no more than this; None keeps all triangles.
     target_triangles: decimate to about this many triangles; None keeps all. With both, whichever stops first.
 
-    shared_interfaces: let `surfaces` make all plain labels in one pass, so that neighbours meet without gap or overlap.
+    shared_interfaces: let `surfaces` make all plain labels in one pass, so that neighbours meet without gap or overlap;
+    `resolution_mm` and `keep_volume` are then at their defaults.
 
     Raises `InputError` for negative or non-finite numbers.
     """

@@ -73,6 +73,15 @@ def test_one_by_one_when_asked_and_for_groups_and_probabilities() -> None:
     assert whole.volume_mm3 == pytest.approx(4 / 3 * np.pi * 17**3, rel=0.02)
 
 
+def test_smoothing_of_shared_surfaces_can_be_chosen() -> None:
+    """Steps of the voxels stay at 0 and go with the cut-off: the area falls."""
+    segmentation = halves((1.0, 1.0, 1.0))
+    areas = [
+        surfaces(segmentation, settings=SurfaceSettings(smoothing_mm=v))["tumor"].area_mm2 for v in (0.0, 3.0, None)
+    ]
+    assert areas[0] > 1.01 * areas[1] > 1.01 * areas[2] > 4 * np.pi * 5.5**2, areas
+
+
 def test_work_on_one_side_gives_the_sharing_up_with_a_finding() -> None:
     segmentation = halves((2.0, 2.0, 2.0))
     code = "interfaces-no-longer-shared"

@@ -42,17 +42,17 @@ def surface(
     field = implicit(region, settings)
     progress(stage, 0.6)
     values = field.values if field.clear else snap(field.values)
+    volume_mm3, filtered = field.volume_mm3, region.probability is None and max(field.factors) == 1
     vertices, faces = contour(Field(values, field.factors, None), region.grid)
+    del field, values  # the largest arrays; what follows needs room of its own
     shift = 0.0
-    if settings.keep_volume and field.volume_mm3 is not None:
-        vertices, shift = keep_volume(vertices, faces, field.volume_mm3, border=region.border())
+    if settings.keep_volume and volume_mm3 is not None:
+        vertices, shift = keep_volume(vertices, faces, volume_mm3, border=region.border())
     metadata = {
         "voxel_volume_ml": _voxel_volume(region) / 1000.0,
         "volume_shift_mm": shift,
         # probabilities and thick slices are not filtered
-        "cutoff_mm": cutoff_mm(region.grid, settings)
-        if region.probability is None and max(field.factors) == 1
-        else None,
+        "cutoff_mm": cutoff_mm(region.grid, settings) if filtered else None,
         "source": "labels" if region.probability is None else "probability",
     }
     mesh = _finish(structure, vertices, faces, settings, cut_finding(structure, region), metadata)

@@ -123,7 +123,8 @@ def _read(path: Path) -> tuple[Any, list[Finding]]:
 
     have = _check_data_files(path)
     findings: list[Finding] = []
-    reader: Any = sitk.ImageFileReader()  # type: ignore[no-untyped-call]
+    toolkit: Any = sitk
+    reader = toolkit.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import warnings
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
 
 import slice3d
 from slice3d.cli.info import _describe
@@ -259,3 +262,67 @@ def test_listing_says_what_a_series_is(tmp_path):
     extra = {"ImageType": ["DERIVED", "SECONDARY", "MPR"]}
     listing = slice3d.scan(write(series(DATA, AFFINE, extra=extra), tmp_path / "study"))
     assert "(derived)" in _describe(listing.series[0])
+
+
+def test_images_that_were_cut_off_are_reported(tmp_path):
+    datasets = series(asymmetric((9, 7, 9)), AFFINE)
+    del datasets[2].PixelData
+    folder = write(datasets, tmp_path / "study")
+    (folder / "IM0004").write_bytes((folder / "IM0004").read_bytes()[:450])
+    volume = slice3d.load(folder)
+    assert {"images-without-pixels", "damaged-files", "missing-slices"} <= set(codes(volume))
+
+
+def test_names_typed_into_descriptions_do_not_come_out(tmp_path):
+    extra = {
+        "SeriesDescription": "thorax SECRET, Person",
+        "StudyDescription": "CT of ID-12345",
+        "ProtocolName": "secret",
+    }
+    folder = write(series(DATA, AFFINE, extra=extra), tmp_path / "study")
+    shown = repr(slice3d.scan(folder).to_dict()) + repr(dict(slice3d.load(folder).metadata))
+    assert "thorax" in shown
+    for word in ("secret", "person", "12345"):
+        assert word not in shown.lower()
+
+
+def test_instance_uids_that_only_the_preamble_kept_are_used(tmp_path):
+    datasets = series(DATA, AFFINE)
+    folder = write(datasets, tmp_path / "study")
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.SOPInstanceUID = ""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset.save_as(path)
+    volume = slice3d.load(folder)
+    labels = slice3d.Segmentation(np.ones(DATA.shape, np.uint8), volume.grid, {1: "liver"})
+    slice3d.save(labels, tmp_path / "seg.dcm", source=volume)
+    written = pydicom.dcmread(tmp_path / "seg.dcm").ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert {i.ReferencedSOPInstanceUID for i in written} == {d.SOPInstanceUID for d in datasets}
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID"])
+def test_a_seg_belongs_to_a_study_and_a_series(tmp_path, keyword):
+    datasets = series(DATA, AFFINE)
+    for dataset in datasets:
+        setattr(dataset, keyword, "")
+    volume = slice3d.load(write(datasets, tmp_path / "study"))
+    labels = slice3d.Segmentation(np.ones(DATA.shape, np.uint8), volume.grid, {1: "liver"})
+    with pytest.raises(InputError, match=f"carry no {keyword}"):
+        slice3d.save(labels, tmp_path / "seg.dcm", source=volume)
+
+
+def test_a_panic_of_the_decoder_is_an_error_like_others(tmp_path, monkeypatch):
+    class PanicException(BaseException):  # as pyo3_runtime's, which cannot be imported
+        pass
+
+    def panic(*_):
+        raise PanicException("index out of range")
+
+    dataset = series(DATA, AFFINE)[0]
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    folder = write([dataset], tmp_path / "study")
+    monkeypatch.setattr("rle.rle.decode_frame", panic)
+    with pytest.raises(InputError, match="damaged"):
+        slice3d.load(folder)

@@ -126,9 +126,16 @@ def _expand(data: bytes, header: Header) -> bytes:
             return bytes(decode_rle(data, header.rows * header.columns, header.bits_allocated, "<"))
         if header.transfer_syntax == DEFLATED_FRAMES:
             return zlib.decompressobj(-15).decompress(data, need)
-    except Exception as error:  # the codecs raise their own kinds
+    except BaseException as error:  # the codecs raise their own kinds, a panic in Rust is no Exception
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise InputError(f"{label} holds damaged {_title(header.transfer_syntax)} pixels; copy it again") from error
     return data
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust gave up, which Python sees as neither an error nor an interruption."""
+    return type(error).__name__ == "PanicException"
 
 
 def _bytes_to_pixels(data: bytes, header: Header) -> NDArray[Any]:

@@ -125,6 +125,9 @@ def _collect(
             found.damaged.append((file, str(header)))
         elif header.sop_class == "1.2.840.10008.1.3.10":
             continue  # a DICOMDIR describes files that the walk meets anyway
+        elif header.ends_early:
+            reason = f"{file.name} ends before it says which series it belongs to; copy it again"
+            found.damaged.append((file, reason))
         else:
             found.headers.append(header)
         if index % 64 == 0:

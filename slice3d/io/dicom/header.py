@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -12,6 +13,8 @@ from slice3d.io.files import FileRef
 
 MAX_SIDE = 65535
 MAX_FRAMES = 1_000_000
+# opens the key of files without a series instance UID, which holds no space
+NO_SERIES = "folder "
 
 # acquisition facts that go into `Volume.metadata`; nothing here can identify a person
 _TEXTS = (
@@ -96,6 +99,11 @@ class Header:
         return has_pixels and not self.is_seg and self.modality not in NOT_IMAGES
 
     @property
+    def ends_early(self) -> bool:
+        """Whether neither series nor pixels are there: every stored object belongs to a series."""
+        return not self.pixel_tag and self.series.startswith(NO_SERIES) and not (self.is_seg or self.is_rtstruct)
+
+    @property
     def is_seg(self) -> bool:
         """Whether this is a DICOM Segmentation."""
         return self.modality == "SEG" or self.sop_class in SEG_CLASSES
@@ -175,6 +183,7 @@ def _interpret(ds: Any, file: FileRef, stream: BinaryIO, size: int) -> Header | 
         syntax = "1.2.840.10008.1.2" if ds.is_implicit_VR else "1.2.840.10008.1.2.1"
     offset, pixel_tag = _pixel_position(found, stream, syntax)
     rows, columns, count = found.integer("Rows", 0), found.integer("Columns", 0), found.integer("NumberOfFrames", 1)
+    secrets = _identifiers(found)
     damage = ""
     if not (0 <= rows <= MAX_SIDE and 0 <= columns <= MAX_SIDE and 0 <= count <= MAX_FRAMES):
         damage = f"{rows} rows × {columns} columns × {count} frames"
@@ -183,7 +192,7 @@ def _interpret(ds: Any, file: FileRef, stream: BinaryIO, size: int) -> Header | 
     header = Header(
         file=file,
         study=found.text("StudyInstanceUID"),
-        series=found.text("SeriesInstanceUID") or f"folder {file.folder} {found.text('Modality')}",
+        series=found.text("SeriesInstanceUID") or f"{NO_SERIES}{file.folder} {found.text('Modality')}",
         patient="|".join(found.text(k) for k in ("PatientID", "PatientName", "PatientBirthDate")),
         sop_class=sop_class,
         sop_instance=sop_instance,
@@ -205,12 +214,12 @@ def _interpret(ds: Any, file: FileRef, stream: BinaryIO, size: int) -> Header | 
         series_number=found.maybe_integer("SeriesNumber"),
         instance_number=found.integer("InstanceNumber", 0),
         image_type=tuple(found.words("ImageType")),
-        description=found.text("SeriesDescription"),
-        study_description=found.text("StudyDescription"),
+        description=_without(secrets, found.text("SeriesDescription")),
+        study_description=_without(secrets, found.text("StudyDescription")),
         study_date=found.text("StudyDate"),
         frame_of_reference=found.text("FrameOfReferenceUID"),
         number_of_frames=max(1, count),
-        facts=_facts(found),
+        facts=_facts(found, secrets),
         damage=damage,
     )
     if header.is_image:
@@ -234,6 +243,17 @@ def _pixel_position(found: Elements, stream: BinaryIO, syntax: str) -> tuple[int
     return offset, names.get(element, "") if group == 0x7FE0 else ""
 
 
+def _identifiers(found: Elements) -> re.Pattern[str] | None:
+    """What names the person, to be taken out of texts that an operator typed."""
+    words = set()
+    for keyword in ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber"):
+        words |= {word for word in re.split(r"[\s^=\\]+", found.text(keyword)) if len(word) >= 4}
+    if not words:
+        return None
+    listed = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)[:20])
+    return re.compile(rf"(?<!\w)(?:{listed})(?!\w)", re.IGNORECASE)
+
+
 def _padding(found: Elements, keyword: str) -> int | None:
     value = found.maybe_integer(keyword)
     if value is None:
@@ -245,11 +265,15 @@ def _padding(found: Elements, keyword: str) -> int | None:
     return value + 65536 if not signed and value < 0 else value
 
 
-def _facts(found: Elements) -> dict[str, Any]:
+def _without(secrets: re.Pattern[str] | None, text: str) -> str:
+    return secrets.sub("…", text) if secrets and text else text
+
+
+def _facts(found: Elements, secrets: re.Pattern[str] | None) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for keyword in _TEXTS:
         if keyword in found and (text := "\\".join(found.words(keyword))):
-            facts[keyword] = text
+            facts[keyword] = _without(secrets, text)
     for keyword in _NUMBERS:
         if keyword in found and (value := found.number(keyword)) is not None:
             facts[keyword] = value

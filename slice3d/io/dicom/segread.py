@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from slice3d import anatomy
 from slice3d.errors import GeometryError, InputError
 from slice3d.findings import Finding
+from slice3d.io.dicom.codecs import is_panic
 from slice3d.io.dicom.discovery import discover
 from slice3d.io.dicom.elements import Elements
 from slice3d.io.dicom.geometry import POSITION_TOLERANCE_MM, Layout
 from slice3d.io.dicom.header import Header
+from slice3d.io.dicom.pixels import MAX_COMPRESSION, MAX_UNCHECKED_BYTES
 from slice3d.io.dicom.planes import Target, measure, own_target, place, reference_target
 from slice3d.io.files import quiet
 from slice3d.io.layers import combine
@@ -59,7 +61,9 @@ def _load_seg(header: Header, names: Mapping[int, str] | None, reference: Volume
             return _assemble(dataset, frames, names, reference, label)
         except (InputError, MemoryError):
             raise
-        except Exception as error:  # pydicom raises whatever the damaged bytes lead it into
+        except BaseException as error:  # pydicom and its codecs raise whatever the damaged bytes lead them into
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise InputError(f"{label} is a damaged DICOM SEG ({type(error).__name__}); export it again") from error
 
 
@@ -174,6 +178,8 @@ def _pixels(dataset: Any, count: int, label: str) -> NDArray[Any]:
     native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
     if frames != count or (native and len(dataset.PixelData) * 8 < rows * columns * bits * frames):
         raise InputError(f"{label} is truncated: it describes {count} frames and does not hold them; copy it again")
+    if not native and rows * columns * frames > max(MAX_UNCHECKED_BYTES, MAX_COMPRESSION * len(dataset.PixelData)):
+        raise InputError(f"{label} promises {frames} frames of {rows}×{columns} in a small file; is it damaged?")
     if rows * columns * frames > MAX_VOXELS:
         raise InputError(f"{label} claims {frames} frames of {rows}×{columns}; expected fewer; is it damaged?")
     values = np.asarray(dataset.pixel_array)

@@ -128,11 +128,20 @@ def _source_images(origin: DicomSource) -> list[Any]:
     from pydicom.uid import generate_uid
 
     images = origin.datasets()
-    classes = {item.sop_instance: item.sop_class for item in origin.slices}
-    for image in images:
+    files = {item.file: item for item in origin.slices}
+    for image, item in zip(images, files.values(), strict=True):
+        # some de-identifiers empty these and leave the copies in the file's preamble
+        image.SOPInstanceUID = item.sop_instance
+        missing = [keyword for keyword in ("StudyInstanceUID", "SeriesInstanceUID") if not image.get(keyword)]
+        if missing:
+            raise InputError(
+                f"the source images carry no {' and no '.join(missing)}, so a SEG could not be filed beside them; "
+                "expected images as the scanner wrote them; write .seg.nrrd or .nii.gz instead"
+            )
         if not image.get("SOPClassUID"):
-            known = classes.get(str(image.get("SOPInstanceUID", "")))
-            image.SOPClassUID = known or _CLASS_OF_MODALITY.get(str(image.get("Modality")), _CLASS_OF_MODALITY["OT"])
+            image.SOPClassUID = item.sop_class or _CLASS_OF_MODALITY.get(
+                str(image.get("Modality")), _CLASS_OF_MODALITY["OT"]
+            )
         if not image.get("FrameOfReferenceUID"):
             # the same for the whole series, so that two results of it share one
             image.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(image.get("SeriesInstanceUID", "")), "slice3d"])

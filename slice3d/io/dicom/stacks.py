@@ -103,6 +103,16 @@ def _series(headers: list[Header]) -> Series:
                 {"files": count},
             )
         )
+    bare = sum(not header.is_image for header in unique)
+    if 0 < bare < len(unique):
+        findings.append(
+            Finding(
+                "images-without-pixels",
+                f"{bare} files of the series hold no pixels (cut off, or stripped of them) and were left out.",
+                "warning",
+                {"files": bare},
+            )
+        )
     return Series(unique, split(unique), findings)
 
 

@@ -144,14 +144,14 @@ class SelfTrained:
                 planes = self.planes(image[:, ::-1, ::-1], turned_mm)[:, ::-1, ::-1]
             total += planes.transpose(1, 0, 2) if across else planes
             progress("super-resolution", (n + 1) / 4)
-        return total / 4
+        return (total / 4).astype(np.float32)
 
     def planes(self, slices: NDArray[np.float32], fine_mm: NDArray[np.float64]) -> NDArray[np.float32]:
         """(s, L, n) → (s, L, m): every plane `slices[s]` by itself."""
         shift, scale = self.scale
         padded = np.pad(slices, ((0, 0), (0, 0), (PAD, PAD)), mode="edge")
         frame = Frame(padded.shape[2], self.factor, self.slice_step_mm, self.profile)
-        inner: NDArray[np.float64] = frame.fine_mm - PAD * self.slice_step_mm
+        inner = np.asarray(frame.fine_mm - PAD * self.slice_step_mm, dtype=np.float64)
         to_fine = _resampler(inner, fine_mm)
         device = next(self.network.parameters()).device
         out = np.empty((*slices.shape[:2], len(fine_mm)), dtype=np.float32)

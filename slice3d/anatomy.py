@@ -301,9 +301,12 @@ def color(name: str) -> tuple[int, int, int]:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'liver'?"` when something in `known` is spelt alike, else an empty string."""
-    close = difflib.get_close_matches(canonical(name), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """`"; did you mean 'liver'?"` when something in `known`, or an alias of it, is spelt alike, else an empty string."""
+    known = list(known)
+    spellings = {alias: target for alias, target in _ALIASES.items() if target in known}
+    spellings.update({_normal(target): target for target in known})
+    close = difflib.get_close_matches(_normal(name), list(spellings), n=1, cutoff=0.6)
+    return f"; did you mean {spellings[close[0]]!r}?" if close else ""
 
 
 def resolve(name: str, available: Iterable[str]) -> tuple[str, ...]:
@@ -315,5 +318,5 @@ def resolve(name: str, available: Iterable[str]) -> tuple[str, ...]:
     parts = members(wanted)
     if all(part in available for part in parts):
         return parts
-    known = [*available, *(g.name for g in _GROUPS if all(m in available for m in g.members))]
-    raise InputError(f"no structure {name!r}; available: {', '.join(sorted(known))}{suggest(name, known)}")
+    known = sorted({*available, *(g.name for g in _GROUPS if all(m in available for m in g.members))})
+    raise InputError(f"no structure {name!r}; available: {', '.join(known)}{suggest(name, known)}")

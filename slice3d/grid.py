@@ -38,7 +38,7 @@ class Grid:
         shape = tuple(int(n) for n in self.shape)
         if len(shape) != 3 or min(shape) < 1:
             raise GeometryError(f"grid shape is {tuple(self.shape)}; expected three positive numbers of voxels")
-        affine = np.array(self.affine, dtype=np.float64)
+        affine = np.array(self.affine, dtype=np.float64) + 0.0  # -0.0 becomes 0.0: equal grids have equal bytes
         if affine.shape != (4, 4):
             raise GeometryError(f"affine has shape {affine.shape}; expected (4, 4)")
         if not np.isfinite(affine).all():

@@ -37,7 +37,7 @@ class Mesh:
         faces = np.array(self.faces, dtype=np.int64).reshape(-1, 3)
         if faces.size and (faces.min() < 0 or faces.max() >= len(vertices)):
             raise InputError(
-                f"a face points at vertex {int(faces.max())} of {len(vertices)}; expected indices below that"
+                f"faces point at vertices {int(faces.min())} to {int(faces.max())}; expected 0 to {len(vertices) - 1}"
             )
         if not np.isfinite(vertices).all():
             raise InputError("mesh vertices hold NaN or infinity; expected finite millimetres")
@@ -47,8 +47,9 @@ class Mesh:
         object.__setattr__(self, "faces", faces)
         object.__setattr__(self, "findings", tuple(self.findings))
         object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
-        scalars = {name: np.asarray(values) for name, values in self.scalars.items()}
+        scalars = {name: np.array(values) for name, values in self.scalars.items()}
         for name, values in scalars.items():
+            values.flags.writeable = False
             if values.shape != (len(vertices),):
                 raise InputError(
                     f"scalar {name!r} has shape {values.shape}; expected ({len(vertices)},), one per vertex"

@@ -14,7 +14,7 @@ from slice3d.errors import InputError
 
 
 class Transaction:
-    """Collects files in a temporary folder beside `out`; `commit` moves them into `out`.
+    """Collects files in a hidden folder beside `out`, or in `out` where it exists; `commit` moves them into `out`.
 
     Nothing in `out` changes before `commit`. On commit, files that an earlier run listed in its `manifest.json` and
     that this run did not write again are removed, so that no stale result is left beside new ones; files that slice3d
@@ -30,10 +30,10 @@ class Transaction:
             raise InputError(f"{self.out.name!r} is a file; expected a folder for the results; choose another --out")
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            if self.out.is_dir():  # a folder may be read-only though its parent is not
-                with tempfile.TemporaryFile(dir=self.out):
-                    pass
-            self.folder = Path(tempfile.mkdtemp(prefix=".slice3d-", dir=self.out.parent))
+            # Inside a folder that is there: it may be a mounted volume or a link to another disk, to which nothing can
+            # be moved from beside it, and its parent may be read-only.
+            home = self.out if self.out.is_dir() else self.out.parent
+            self.folder = Path(tempfile.mkdtemp(prefix=".slice3d-", dir=home))
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise InputError(f"cannot write to {self.out}: {reason}; choose a writable folder with --out") from error
@@ -74,7 +74,8 @@ class Transaction:
             (self.folder / name).replace(self.out / name)
             stale.discard(name.as_posix())
         for old in stale:
-            (self.out / old).unlink(missing_ok=True)
+            if not (self.out / old).is_dir():
+                (self.out / old).unlink(missing_ok=True)
 
     def _listed_before(self) -> set[str]:
         try:

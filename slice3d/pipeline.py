@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from slice3d import __version__, anatomy
-from slice3d.errors import InputError, MissingExtraError
+from slice3d.errors import GeometryError, InputError, MissingExtraError
 from slice3d.findings import Finding
+from slice3d.grid import describe
 from slice3d.output import Transaction
 from slice3d.progress import Progress, silent
 from slice3d.volume import Segmentation, Volume
@@ -65,7 +67,7 @@ class RunResult:
         """What a script wants to know: measured structures, findings, names of the files written."""
         return {
             "structures": dict(self.metrics["structures"]),
-            "findings": [finding.to_dict() for finding in self.findings],
+            "findings": _jsonable([finding.to_dict() for finding in self.findings]),
             "outputs": sorted(self.manifest["outputs"]),
             "model": self.manifest["model"],
             "timings_s": self.manifest["timings_s"],
@@ -91,7 +93,7 @@ def segment(
 
     organs = (organ,) if isinstance(organ, str) else tuple(organ)
     package = models.find(organs, modality=volume.modality, model=model)
-    structures = tuple(dict.fromkeys(name for o in organs for name in anatomy.resolve(o, package.structures)))
+    structures = _structures(organs, model, modality=volume.modality)
     return predict(volume, package, structures=structures, settings=settings or InferenceSettings(), progress=progress)
 
 
@@ -106,15 +108,15 @@ def run(
     """Load a study, segment it, mesh, measure and write everything into the folder `out`.
 
     Writes `segmentation.nii.gz`, `segmentation.seg.nrrd`, one `.stl` per structure, `preview.png`, `report.html`,
-    `metrics.json` and `manifest.json` into a temporary folder beside `out` and moves them into place at the end: on
+    `metrics.json` and `manifest.json` into a temporary folder first and moves them into place at the end: on
     any error what was in `out` before is left as it was. Raises `Slice3DError` subclasses only for what the user can mend.
     """
-    from slice3d import io, models, viewer
+    from slice3d import io, viewer
 
     if not settings.organs:
         raise InputError("no structure asked for; expected at least one, e.g. --organ liver")
     timings: dict[str, float] = {}
-    models.find(settings.organs, modality="", model=settings.model)  # an unknown organ must not wait for loading
+    _structures(settings.organs, settings.model)  # an unknown organ must not wait for loading
     with Transaction(Path(out)) as transaction:
         with _stage("load", timings, progress):
             volume = io.load(
@@ -125,7 +127,7 @@ def run(
                 spacing_mm=settings.spacing_mm,
                 progress=progress,
             )
-            truth = io.load_segmentation(reference, reference=volume) if reference is not None else None
+            truth = None if reference is None else _truth(reference, volume, settings)
         with _stage("segment", timings, progress):
             result = segment(
                 volume, settings.organs, model=settings.model, settings=settings.inference, progress=progress
@@ -133,7 +135,7 @@ def run(
         with _stage("surfaces", timings, progress):
             meshes, missing = _meshes(result, settings, progress)
         with _stage("measure", timings, progress):
-            metrics = _measure(result, meshes, truth)
+            metrics = _jsonable(_measure(result, meshes, truth))
         findings = _all_findings(volume, result, meshes, missing)
         with _stage("write", timings, progress):
             _write(transaction.folder, volume, result, meshes, settings)
@@ -143,13 +145,43 @@ def run(
         with _stage("report", timings, progress):
             skipped = _report(transaction.folder, volume, result, meshes, {"metrics": metrics, "manifest": manifest})
         findings = (*findings, *skipped)
-        manifest["findings"] = [finding.to_dict() for finding in findings]
+        manifest["findings"] = _jsonable([finding.to_dict() for finding in findings])
         manifest["timings_s"] = dict(timings)
         transaction.write_json("metrics.json", metrics)
         manifest["outputs"] = transaction.hashes()
         transaction.write_json("manifest.json", manifest)
         transaction.commit()
     return RunResult(volume, result, meshes, metrics, manifest, Path(out), findings)
+
+
+def _structures(organs: Sequence[str], model: str | None, *, modality: str = "") -> tuple[str, ...]:
+    """The structures that these names and aliases ask for."""
+    from slice3d import models
+
+    known = models.find(organs, modality=modality, model=model).structures
+    return tuple(dict.fromkeys(name for organ in organs for name in anatomy.resolve(organ, known)))
+
+
+def _truth(path: Path | str, volume: Volume, settings: RunSettings) -> Segmentation:
+    """The reference on the study's grid; what is wrong with it must not wait for the segmentation."""
+    from slice3d import io
+    from slice3d.resample import axis_moves, moved_grid, resample_labels
+
+    truth = io.load_segmentation(path, reference=volume)
+    wanted = _structures(settings.organs, settings.model, modality=volume.modality)
+    if not set(wanted) & set(truth.structures):
+        raise InputError(
+            f"the reference holds {', '.join(truth.structures) or 'nothing'}; expected at least one of "
+            f"{', '.join(wanted)}; name its labels, e.g. as a .seg.nrrd"
+        )
+    if truth.grid.matches(volume.grid):
+        return truth
+    if not moved_grid(truth.grid, *axis_moves(truth.grid, volume.grid.orientation)).matches(volume.grid):
+        raise GeometryError(
+            f"the reference lies on another grid ({describe(truth.grid)}) than the study ({describe(volume.grid)}); "
+            "expected the same; leave --reference out and score with `slice3d evaluate --resample`"
+        )
+    return resample_labels(truth, grid=volume.grid)  # the same voxels with their axes turned: nothing is interpolated
 
 
 @contextmanager
@@ -212,20 +244,12 @@ def _measure(result: Segmentation, meshes: Mapping[str, Mesh], truth: Segmentati
 
 
 def _score(result: Segmentation, truth: Segmentation, rows: dict[str, dict[str, Any]]) -> None:
-    import math
-
     from slice3d.metrics import evaluate
 
     shared = [name for name in rows if name in truth.structures]
-    if not shared:
-        raise InputError(
-            f"the reference holds {', '.join(truth.structures) or 'nothing'}; expected at least one of "
-            f"{', '.join(rows)}; name its labels, e.g. as a .seg.nrrd"
-        )
     table = evaluate(result, truth, shared)
     for name in shared:
-        values = {key: value for key, value in table.loc[name].to_dict().items() if isinstance(value, (int, float))}
-        rows[name]["reference"] = {k: (float(v) if math.isfinite(v) else None) for k, v in values.items()}
+        rows[name]["reference"] = {str(key): value for key, value in table.loc[name].to_dict().items()}
 
 
 def _all_findings(
@@ -294,7 +318,7 @@ def _manifest(
         "model": {key: _jsonable(value) for key, value in result.metadata.items()},
         "settings": _jsonable(asdict(settings)),
         "timings_s": dict(timings),
-        "findings": [finding.to_dict() for finding in findings],
+        "findings": _jsonable([finding.to_dict() for finding in findings]),
         "estimated": "segmentation and surfaces are a network's estimate, not a measurement",
         "versions": _versions(),
     }
@@ -328,6 +352,8 @@ def _jsonable(value: Any) -> Any:
         return {str(k): _jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_jsonable(v) for v in value]
-    if hasattr(value, "item"):
-        return value.item()
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays
+        return _jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no NaN and no infinity
     return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)

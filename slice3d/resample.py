@@ -83,16 +83,21 @@ def moved_grid(grid: Grid, axes: tuple[int, int, int], flips: tuple[bool, bool, 
     return Grid(shape, affine)
 
 
+# what scipy cannot sample → what holds the same values
+_WORKING: dict[np.dtype[Any], np.dtype[Any]] = {
+    np.dtype(bool): np.dtype(np.uint8),
+    np.dtype(np.float16): np.dtype(np.float32),
+}
+
+
 def _sample(data: NDArray[Any], source: Grid, target: Grid, *, order: int, fill: float) -> NDArray[Any]:
     from scipy import ndimage
 
-    out_type: Any = np.float32 if order else data.dtype
     # index of the source = inverse(source) @ target @ index of the target
     matrix = np.linalg.inv(source.affine) @ target.affine
-    if data.dtype == bool:
-        data = data.astype(np.uint8)
-    work = np.asarray(data, dtype=np.float32) if order else data
-    out = np.empty(target.shape, dtype=out_type if out_type != np.dtype(bool) else np.uint8)
+    kept = _WORKING.get(data.dtype, data.dtype)
+    work = data.astype(np.dtype(np.float32) if order else kept, copy=False)
+    out = np.empty(target.shape, dtype=work.dtype)
     linear = matrix[:3, :3]
     diagonal = np.allclose(linear, np.diag(np.diag(linear)), atol=1e-9) and (np.diag(linear) > 0).all()
     ndimage.affine_transform(

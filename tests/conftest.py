@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# a busy machine is no reason for a red test; pytest's own timeout stays
+settings.register_profile("slice3d", deadline=None)
+settings.load_profile("slice3d")
 
 
 @pytest.fixture(scope="session")

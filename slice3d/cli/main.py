@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -59,14 +60,18 @@ def _options(
 
 def main() -> None:
     """Run the command line. Exit codes: 2 bad input, 3 missing model or extra, 4 quality gate failed, 130 stopped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without "²", a file name that is no text: no traceback
+            stream.reconfigure(errors="replace")
     try:
         app()
     except Slice3DError as error:
         console.fail(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.fail("interrupted; nothing was written to the output folder")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # what typer makes of Ctrl-C
+            console.fail("stopped before the results were complete; run the same command again")
+        raise
     except BrokenPipeError:
         # the reader of our output went away (`slice3d info … | head`): not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

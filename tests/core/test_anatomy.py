@@ -54,3 +54,11 @@ def test_no_alias_means_two_things() -> None:
         for alias in (entry.name, *entry.aliases):
             key = alias.lower().replace("_", " ")
             assert seen.setdefault(key, entry.name) == entry.name
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("skeletn", "bone"), ("lungz", "lungs"), ("Kidney-lef", "kidney_left")])
+def test_what_is_available_is_listed_once_with_the_nearest_spelling(typed: str, meant: str) -> None:
+    available = ["bone", "kidney_left", "lung_left", "lung_right", "lungs", "spleen"]
+    with pytest.raises(InputError, match=f"did you mean {meant!r}") as caught:
+        anatomy.resolve(typed, available)
+    assert str(caught.value).count(" lungs,") == 1

@@ -114,3 +114,11 @@ def test_refuses_what_is_no_geometry(shape: tuple[int, ...], affine: np.ndarray,
 def test_refuses_impossible_spacing(spacing: tuple[float, ...]) -> None:
     with pytest.raises(GeometryError, match="spacing"):
         oblique_grid().with_spacing(spacing)
+
+
+def test_equal_grids_have_equal_hashes_also_with_negative_zero() -> None:
+    affine = oblique_grid().affine.copy()
+    affine[0, 3] = 0.0
+    negative = affine.copy()
+    negative[0, 3] = -0.0
+    assert hash(Grid((5, 7, 11), affine)) == hash(Grid((5, 7, 11), negative))

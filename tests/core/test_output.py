@@ -91,3 +91,25 @@ def test_a_full_disk_is_an_input_error(tmp_path: Path) -> None:
 def test_json_has_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"), Transaction(tmp_path / "out") as transaction:
         transaction.write_json("metrics.json", {"dice": float("nan")})
+
+
+def test_an_existing_folder_is_filled_from_inside_itself(tmp_path: Path) -> None:
+    # It may be a mounted volume or a link to another disk: nothing can be moved to it from beside it.
+    (tmp_path / "disk").mkdir()
+    out = tmp_path / "out"
+    out.symlink_to(tmp_path / "disk")
+    with Transaction(out) as transaction:
+        assert transaction.folder.resolve().parent == (tmp_path / "disk").resolve()
+        (transaction.folder / "liver.stl").write_text("solid")
+        transaction.commit()
+    assert [p.name for p in out.iterdir()] == ["liver.stl"]
+    assert out.is_symlink()
+
+
+def test_a_manifest_that_lists_folders_removes_none(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "mine").mkdir(parents=True)
+    (out / "manifest.json").write_text(json.dumps({"outputs": ["mine", "."]}))
+    _run(out, {"a": "1"})
+    assert (out / "mine").is_dir()
+    assert (out / "a").read_text() == "1"

@@ -94,3 +94,12 @@ def test_flipped_target_is_resampled_and_not_mirrored() -> None:
 def test_refuses_an_unknown_order() -> None:
     with pytest.raises(InputError, match="order is 7"):
         resample(Volume(np.zeros((5, 7, 11)), oblique_grid()), grid=oblique_grid(), order=7)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float16, ">i2", np.uint8])
+def test_nearest_neighbour_keeps_the_type(dtype: str | type) -> None:
+    grid = oblique_grid()
+    volume = Volume(np.arange(5 * 7 * 11).reshape(grid.shape).astype(dtype), grid)
+    same = resample(volume, grid=grid, order=0)
+    assert same.data.dtype == volume.data.dtype
+    assert np.array_equal(same.data, volume.data)

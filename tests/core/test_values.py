@@ -118,7 +118,7 @@ def test_mesh_area_and_bounds() -> None:
 
 
 def test_mesh_refuses_bad_parts() -> None:
-    with pytest.raises(InputError, match="vertex 4"):
+    with pytest.raises(InputError, match="0 to 4; expected 0 to 3"):
         Mesh(np.zeros((4, 3)), [[0, 1, 4]])
     with pytest.raises(InputError, match="NaN"):
         Mesh(np.full((3, 3), np.nan), [[0, 1, 2]])
@@ -126,3 +126,12 @@ def test_mesh_refuses_bad_parts() -> None:
         Mesh(np.zeros((3, 3)), [[0, 1, 2]], scalars={"error_mm": np.zeros(2)})
     with pytest.raises(InputError, match="empty"):
         _ = Mesh(np.zeros((0, 3)), np.zeros((0, 3))).bounds_mm
+
+
+def test_mesh_scalars_are_a_read_only_copy() -> None:
+    values = np.arange(4.0)
+    mesh = Mesh(_tetrahedron().vertices, _tetrahedron().faces, scalars={"error_mm": values})
+    values[0] = 9.0
+    assert mesh.scalars["error_mm"][0] == 0.0
+    with pytest.raises(ValueError, match="read-only"):
+        mesh.scalars["error_mm"][0] = 1.0

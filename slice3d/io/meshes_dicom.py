@@ -160,16 +160,19 @@ def _code(code: Code) -> Any:
 def read_encapsulated(path: Path) -> list[Mesh]:
     """The meshes in a DICOM Encapsulated STL or OBJ. Raises `InputError` for anything else."""
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
-    try:
+    try:  # a damaged header raises whatever the decoder of the damaged element raises
         dataset = pydicom.dcmread(path)
-    except (OSError, InvalidDicomError) as error:
-        raise InputError(f"{path.name} is not a DICOM file; expected an encapsulated STL or OBJ") from error
+    except Exception as error:
+        raise InputError(f"{path.name} is no readable DICOM file; expected an encapsulated STL or OBJ") from error
     kinds = {uid: kind for kind, uid in _CLASS.items()}
-    kind = kinds.get(str(dataset.get("SOPClassUID", "")))
-    if kind is None or "EncapsulatedDocument" not in dataset:
+    try:  # elements are decoded when they are asked for, and damaged ones raise whatever their decoder raises
+        kind = kinds.get(str(dataset.get("SOPClassUID", "")))
+        content = bytes(dataset.get("EncapsulatedDocument", b""))
+        content = content[: int(dataset.get("EncapsulatedDocumentLength", 0)) or None]
+        name = str(dataset.get("DocumentTitle", "")) or path.stem
+    except Exception as error:
+        raise InputError(f"{path.name} is damaged ({type(error).__name__}); copy it again") from error
+    if kind is None or not content:
         raise InputError(f"{path.name} holds no encapsulated STL or OBJ; expected one; load images with slice3d.load")
-    content = bytes(dataset.EncapsulatedDocument)[: int(dataset.get("EncapsulatedDocumentLength", 0)) or None]
-    name = str(dataset.get("DocumentTitle", "")) or path.stem
     return [stl_mesh(content, name)] if kind == "stl" else obj_meshes(content, name)

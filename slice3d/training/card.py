@@ -51,9 +51,7 @@ def package_facts(
     )
 
 
-def card_text(
-    held_out: Sequence[str], scores: Mapping[str, Any], *, sibling: Mapping[str, Any] | None = None
-) -> str:
+def card_text(held_out: Sequence[str], scores: Mapping[str, Any], *, sibling: Mapping[str, Any] | None = None) -> str:
     """README.md of the package."""
     facts = training_facts(held_out)
     whose = "Scores on cases it was not trained on"

@@ -67,6 +67,7 @@ def test_liver_agrees_with_the_analytic_truth(run: Run) -> None:
 def test_mesh_of_the_true_labels_has_the_exact_volume() -> None:
     truth = slice3d.load_segmentation(SAMPLE / "truth.nii.gz")
     exact = json.loads((SAMPLE / "truth.json").read_text())["volumes_ml"]
+    # Not bone (+2.1 %) and aorta (+4.0 %): their label maps are off by that before any surface is made.
     for name in ("liver", "spleen", "kidney_left", "kidney_right", "lung_left", "lung_right"):
         assert slice3d.surface(truth, name).volume_ml == pytest.approx(exact[name], rel=0.02)
 

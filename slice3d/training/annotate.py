@@ -22,6 +22,21 @@ Array = NDArray[Any]
 ORGANS = ("liver", "spleen", "kidney_left", "kidney_right", "aorta")
 
 
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A structure that the network missed, marked by eye: the largest connected part of an HU window inside a box.
+
+    box: (first, last + 1) along i, j, k on the 3 mm grid of the prepared case.
+    """
+
+    name: str
+    box: Box
+    window_hu: tuple[float, float]
+
+
 @dataclass(frozen=True)
 class Checked:
     """What was confirmed by eye for one case.
@@ -29,7 +44,8 @@ class Checked:
     keep: structures whose refined outline is right. window_hu: structure → (lowest, highest) smoothed HU, where the
     automatic window was wrong. body: whether soft tissue that the network is sure is no organ may count as body.
     aorta: a voxel (i, j, k) inside it, on the 3 mm grid of the prepared case, with the HU window of its blood, followed
-    from slice to slice. contrast: bright blobs too thick for bone are contrast medium (not where femoral heads are).
+    from slice to slice. grown: structures marked by eye. leaks: structure → box in which the network's outline is wrong;
+    it stays open there. contrast: bright blobs too thick for bone are contrast medium (not where femoral heads are).
     """
 
     keep: tuple[str, ...] = ()
@@ -37,6 +53,14 @@ class Checked:
     body: bool = True
     aorta: tuple[tuple[int, int, int], tuple[float, float]] | None = None
     contrast: bool = False
+    grown: tuple[Grown, ...] = ()
+    leaks: Mapping[str, Box] = field(default_factory=dict)
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Everything that is labelled, by name."""
+        seen = {*self.keep, *(one.name for one in self.grown), *(("aorta",) if self.aorta else ())}
+        return tuple(name for name in ORGANS if name in seen)
 
 
 CHECKED: dict[str, Checked] = {
@@ -48,7 +72,38 @@ CHECKED: dict[str, Checked] = {
     "ct-abdomen-contrast": Checked(("liver", "kidney_left", "aorta"), contrast=True),
     "ts-example-whole": Checked(("liver", "spleen", "kidney_right", "aorta")),
 }
-"""Seen on pictures of eleven planes per case; what is missing was wrong or doubtful."""
+"""Seen on pictures of eleven planes per case, predictions of the coarse stage; what is missing was wrong or doubtful."""
+
+_ALL = (0, 999)
+CHECKED_AGAIN: dict[str, Checked] = {
+    "acrin-flt-breast-013": Checked(("liver",), body=False, contrast=True),
+    "cmb-crc-01068": Checked(
+        body=False, aorta=((68, 33, 25), (200, 900)), contrast=True,
+        grown=(Grown("spleen", ((28, 62), (18, 62), (0, 16)), (75, 260)),),
+    ),
+    "cort-liver": Checked(
+        ("liver", "spleen", "aorta"), leaks={"liver": ((0, 101), _ALL, (99, 999))},
+        grown=(
+            Grown("kidney_right", ((104, 137), (46, 76), (38, 75)), (8, 70)),
+            Grown("kidney_left", ((44, 76), (48, 87), (30, 72)), (8, 70)),
+        ),
+    ),
+    "cptac-pda-00189": Checked(ORGANS, contrast=True, leaks={"liver": ((0, 88), _ALL, (43, 999))}),
+    "ct-20slices": Checked(
+        ("liver",), body=False, aorta=((80, 46, 7), (128, 185)), contrast=True, window_hu={"liver": (60, 175)},
+        leaks={"liver": (_ALL, (86, 999), _ALL)},
+    ),
+    "ct-abdomen-contrast": Checked(
+        ("liver", "spleen", "kidney_left"), contrast=True,
+        leaks={"liver": ((0, 98), _ALL, (98, 999))}, aorta=((77, 55, 63), (110, 420)),
+        grown=(
+            Grown("kidney_right", ((92, 131), (32, 60), (44, 92)), (128, 420)),
+            Grown("kidney_right", ((100, 131), (31, 50), (70, 92)), (-20, 35)),
+        ),
+    ),
+    "ts-example-whole": Checked(ORGANS),
+}  # fmt: skip
+"""The same for the predictions of the fine stage, with what the eye added."""
 
 
 def refine(case: Case, shares: Array, checked: Checked) -> Case:
@@ -69,7 +124,12 @@ def refine(case: Case, shares: Array, checked: Checked) -> Case:
         share = shares[VALUES[name]] + (shares[VALUES["liver_tumor"]] if name == "liver" else 0)
         likely |= share > 0.1
         if name in checked.keep:
-            organs[_organ(share, smooth, soft & (organs == 0), checked.window_hu.get(name))] = VALUES[name]
+            allowed = soft & (organs == 0)
+            if name in checked.leaks:
+                allowed[_inside(checked.leaks[name])] = False
+            organs[_organ(share, smooth, allowed, checked.window_hu.get(name))] = VALUES[name]
+    for one in checked.grown:
+        organs[_grown(smooth, soft & (organs == 0), one)] = VALUES[one.name]
     if checked.aorta is not None:
         organs[track_vessel(smooth, *checked.aorta, spacing_mm=case.spacing_mm) & (organs == 0)] = VALUES["aorta"]
     if checked.contrast:
@@ -80,6 +140,26 @@ def refine(case: Case, shares: Array, checked: Checked) -> Case:
     out[(out == SOFT_TISSUE) & (smooth > -160) & (smooth < -40)] = VALUES["body"]
     out[organs > 0] = organs[organs > 0]
     return Case(case.name, case.image, out, case.spacing_mm)
+
+
+def _inside(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(*bounds) for bounds in box)
+
+
+def _grown(smooth: Array, allowed: Array, what: Grown) -> Array:
+    from scipy import ndimage
+
+    fits = np.zeros(smooth.shape, bool)
+    box = _inside(what.box)
+    fits[box] = allowed[box] & (smooth[box] > what.window_hu[0]) & (smooth[box] < what.window_hu[1])
+    parts, n = ndimage.label(ndimage.binary_opening(fits, iterations=1))
+    if not n:
+        return fits & False
+    core = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    grown = ndimage.binary_dilation(core, iterations=1) & fits
+    closed = ndimage.binary_closing(np.pad(grown, 3), iterations=2)[3:-3, 3:-3, 3:-3] & allowed
+    out: Array = ndimage.binary_fill_holes(closed | grown) & allowed
+    return out
 
 
 def _organ(share: Array, smooth: Array, allowed: Array, window: tuple[float, float] | None) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slice3d.training.annotate import CHECKED
+from slice3d.training.annotate import CHECKED_AGAIN
 from slice3d.training.cases import LABELLED, MAPS, UNLABELLED
 from slice3d.training.export import CardFacts
 from slice3d.training.structures import GROUPS
@@ -20,7 +20,7 @@ def training_facts(held_out: Sequence[str]) -> dict[str, Any]:
         "labelled": {name: source.licence for name, source in LABELLED.items() if name not in held_out},
         "label_maps_for_synthesis": {name: source.licence for name, source in MAPS.items()},
         "pseudo_labelled": {
-            name: {"licence": source.licence, "confirmed": list(CHECKED[name].keep)}
+            name: {"licence": source.licence, "confirmed": list(CHECKED_AGAIN[name].structures)}
             for name, source in UNLABELLED.items()
         },
         "phantoms": "random stylised phantoms of this project",

@@ -197,7 +197,7 @@ def _means(rng: np.random.Generator) -> dict[str, float]:
         "fat": float(rng.normal(-102, 8)), "lung": float(rng.normal(-830, 50)), "cyst": float(rng.normal(8, 6)),
         "gallbladder": float(rng.normal(12, 10)), "bladder": float(rng.normal(8, 8)), "cord": float(rng.normal(35, 8)),
         "cartilage": float(rng.normal(100, 30)), "trachea": -990.0, "compact": float(rng.uniform(450, 1200)),
-        "marrow": float(rng.uniform(80, 320)), "skin": float(rng.normal(30, 20)), "wall": float(rng.normal(55, 20)),
+        "marrow": float(rng.uniform(-40, 320)), "skin": float(rng.normal(30, 20)), "wall": float(rng.normal(55, 20)),
     }  # fmt: skip
     return means
 
@@ -220,6 +220,7 @@ def _paint(
     _paint_lungs(hu, labels, spacing_mm, rng)
     _paint_bowel(hu, labels, depth, spacing_mm, means, rng)
     _paint_vessels(hu, labels == 5, spacing_mm, means["portal"], rng)
+    _paint_heart(hu, labels, spacing_mm, means["heart"], rng)
     inside = (outline < _fat_mm(rng)) | (labels > 0)
     hu[~inside] = -1000.0
     if rng.random() < 0.6:
@@ -289,6 +290,15 @@ def _paint_vessels(hu: Array, organ: Array, spacing_mm: float, value: float, rng
     hu[tubes] = value
 
 
+def _paint_heart(hu: Array, labels: Array, spacing_mm: float, value: float, rng: np.random.Generator) -> None:
+    """Chambers that contrast has reached, brighter than bone marrow in the arterial phase, next to some it has not."""
+    heart = np.isin(labels, _TISSUE_OF["heart"])
+    if not heart.any():
+        return
+    bright = smooth_noise(labels.shape, rng.uniform(30, 60) / spacing_mm, rng)[heart] > rng.uniform(-0.8, 0.8)
+    hu[heart] = np.where(bright, value * rng.uniform(1.0, 2.2), max(40.0, value * rng.uniform(0.4, 1.0)))
+
+
 def _add_table(hu: Array, inside: Array, spacing_mm: float, rng: np.random.Generator) -> None:
     """A curved couch plate behind the patient."""
     columns = inside.any(axis=2)
@@ -302,6 +312,10 @@ def _add_table(hu: Array, inside: Array, spacing_mm: float, rng: np.random.Gener
     plate = np.abs(j[None, :] - level[:, None]) < rng.uniform(1.0, 4.0) / spacing_mm
     where = plate[:, :, None] & ~inside
     hu[where] = rng.uniform(-300, 200)
+    if rng.random() < 0.4:  # dense rails along its edges
+        for edge in rng.uniform(0.1, 0.9, 2) * hu.shape[0]:
+            rail = np.abs(np.arange(hu.shape[0]) - edge) < rng.uniform(1.0, 4.0) / spacing_mm
+            hu[where & rail[:, None, None]] = rng.uniform(200, 1500)
 
 
 def _add_tumours(hu: Array, classes: Array, spacing_mm: float, rng: np.random.Generator) -> None:

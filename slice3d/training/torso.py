@@ -1,9 +1,9 @@
-"""The recipe of `ct-torso`: cases, synthesis, a coarse stage, checked pseudo-labels, a fine stage, the package."""
+"""The recipe of `ct-torso`: cases, synthesis, three stages with checked pseudo-labels between them, the package."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from slice3d.progress import Progress, silent
 from slice3d.training import cases
-from slice3d.training.annotate import CHECKED, refine
+from slice3d.training.annotate import CHECKED, CHECKED_AGAIN, Checked, refine
 from slice3d.training.cases import LABELLED, MAPS, UNLABELLED, Case
 from slice3d.training.settings import AugmentSettings, TrainSettings
 from slice3d.training.structures import LABELS
@@ -26,13 +26,14 @@ ORDER = ("s0011", "s0001", "s0004", "s0006", "s0011", "s0004", "s0001", "s0011",
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much of everything: the defaults are what the shipped weights were made with."""
+    """How much of everything: the defaults are what the shipped weights were made with (see docs/models.md)."""
 
-    synthetic: int = 73
-    phantoms: int = 16
+    synthetic: int = 125
+    phantoms: int = 48
     coarse_steps: int = 1300
     coarse_schedule: int = 1800
     fine_steps: int = 1050
+    final_steps: int = 6000
     held_out: tuple[str, ...] = HELD_OUT
     workers: int = 1
     threads: int = 1
@@ -64,6 +65,13 @@ def fine_settings(recipe: Recipe) -> TrainSettings:
         **_NETWORK, patch_size=(112, 80, 80), spacing_mm=FINE_MM, steps=recipe.fine_steps, augment=_AUGMENT,
         workers=recipe.workers, threads=recipe.threads, lr=7e-4, warmup=20, ema=0.98, validate_every=150,
     )  # fmt: skip
+
+
+def final_settings(recipe: Recipe) -> TrainSettings:
+    """3 mm again, long, on the second round of pseudo-labels."""
+    return replace(
+        fine_settings(recipe), steps=recipe.final_steps, lr=6e-4, warmup=60, ema=0.99, seed=5, validate_every=1000
+    )
 
 
 def synthetic_case(atlas: Any, number: int) -> Case:
@@ -118,25 +126,36 @@ def coarser(case: Case) -> Case:
     return Case(case.name, np.rint(image).astype(np.int16), labels, COARSE_MM)
 
 
-def pseudo_label(checkpoint: Path, settings: TrainSettings, folder: Path, *, progress: Progress = silent) -> None:
-    """Predict the unlabelled cases at 4.5 mm and keep at 3 mm what `annotate.CHECKED` confirms."""
-    import torch
-
+def pseudo_label(
+    checkpoint: Path, settings: TrainSettings, folder: Path, checked: Mapping[str, Checked], group: str, *,
+    progress: Progress = silent,
+) -> None:  # fmt: skip
+    """Predict the unlabelled cases and keep in `folder/fine/group` at 3 mm what `checked` confirms."""
     from slice3d.training.loop import averaged_network
     from slice3d.training.validate import probabilities
 
     network = averaged_network(checkpoint, settings)
-    for done, (name, checked) in enumerate(CHECKED.items()):
+    for done, (name, confirmed) in enumerate(checked.items()):
         fine = cases.load_case(folder / "fine" / "ruled", name)
-        coarse = cases.load_case(folder / "coarse" / "ruled", name)
-        shares = probabilities(network, coarse.image, settings, overlap=0.4)
-        grown = torch.nn.functional.interpolate(shares[None], scale_factor=1.5, mode="trilinear")[0].numpy()
-        full = np.zeros((len(LABELS) + 1, *fine.image.shape), np.float32)
-        full[0] = 1
-        box = tuple(slice(0, min(a, b)) for a, b in zip(grown.shape[1:], fine.image.shape, strict=True))
-        full[(slice(None), *box)] = grown[(slice(None), *box)]
-        cases.save(refine(fine, full, checked), folder / "fine" / "checked")
-        progress("pseudo-labels", (done + 1) / len(CHECKED))
+        if settings.spacing_mm == FINE_MM:
+            shares = probabilities(network, fine.image, settings, overlap=0.4).numpy()
+        else:
+            coarse = cases.load_case(folder / "coarse" / "ruled", name)
+            shares = _doubled_and_half(probabilities(network, coarse.image, settings, overlap=0.4), fine.image.shape)
+        cases.save(refine(fine, shares, confirmed), folder / "fine" / group)
+        progress("pseudo-labels", (done + 1) / len(checked))
+
+
+def _doubled_and_half(shares: Any, shape: tuple[int, ...]) -> Any:
+    """From 4.5 to 3 mm: (C, i, j, k) at 1.5 times the resolution, background beyond."""
+    import torch
+
+    grown = torch.nn.functional.interpolate(shares[None], scale_factor=1.5, mode="trilinear")[0].numpy()
+    full = np.zeros((len(LABELS) + 1, *shape), np.float32)
+    full[0] = 1
+    box = tuple(slice(0, min(a, b)) for a, b in zip(grown.shape[1:], shape, strict=True))
+    full[(slice(None), *box)] = grown[(slice(None), *box)]
+    return full
 
 
 def train_torso(
@@ -154,22 +173,32 @@ def train_torso(
     recipe = recipe or Recipe()
     pool = out / "pool"
     prepare_pool(data, pool, recipe, progress=progress)
-    coarse, fine = coarse_settings(recipe), fine_settings(recipe)
+    coarse, fine, final = coarse_settings(recipe), fine_settings(recipe), final_settings(recipe)
     report(
-        f"coarse stage: {recipe.coarse_steps} steps at {COARSE_MM[0]} mm; fine stage: {fine.steps} at {FINE_MM[0]} mm"
+        f"coarse stage: {recipe.coarse_steps} steps at {COARSE_MM[0]} mm; "
+        f"fine stages: {fine.steps} and {final.steps} at {FINE_MM[0]} mm"
     )
-    weights = {"labelled": 0.14, "ruled": 0.2, "synth": 0.6, "phantom": 0.08}
+
+    def cases_of(level: str, weights: Mapping[str, float]) -> Pool:
+        return Pool({pool / level / group: w for group, w in weights.items()}, without=recipe.held_out)
+
     first = fit(
-        Pool({pool / "coarse" / k: w for k, w in weights.items()}, without=recipe.held_out), coarse, out / "coarse",
+        cases_of("coarse", {"labelled": 0.14, "ruled": 0.2, "synth": 0.6, "phantom": 0.08}), coarse, out / "coarse",
         processes=processes, stop_after=recipe.coarse_steps, progress=progress,
     )  # fmt: skip
-    pseudo_label(first, coarse, pool, progress=progress)
+    pseudo_label(first, coarse, pool, CHECKED, "checked", progress=progress)
     warm_start(first, out / "fine")
-    weights = {"labelled": 0.16, "checked": 0.36, "synth": 0.36, "phantom": 0.12}
-    held = [cases.load_case(pool / "fine" / "labelled", name) for name in recipe.held_out]
-    final = fit(
-        Pool({pool / "fine" / k: w for k, w in weights.items()}, without=recipe.held_out), fine, out / "fine",
-        validate=WholeVolumes(held, fine) if held else None, processes=processes, progress=progress,
+    second = fit(
+        cases_of("fine", {"labelled": 0.16, "checked": 0.36, "synth": 0.36, "phantom": 0.12}), fine, out / "fine",
+        processes=processes, progress=progress,
     )  # fmt: skip
-    draw_curves(out / "fine", out / "learning-curves.png")
-    return export(final, fine, package_facts(recipe.held_out), out / "package")
+    pseudo_label(second, fine, pool, CHECKED_AGAIN, "checked-again", progress=progress)
+    warm_start(second, out / "final")
+    held = [cases.load_case(pool / "fine" / "labelled", name) for name in recipe.held_out]
+    mix = {"labelled": 0.24, "checked-again": 0.24, "ruled": 0.10, "synth": 0.28, "phantom": 0.24}
+    last = fit(
+        cases_of("fine", mix), final, out / "final",
+        validate=WholeVolumes(held, final) if held else None, processes=processes, progress=progress,
+    )  # fmt: skip
+    draw_curves(out / "final", out / "learning-curves.png")
+    return export(last, final, package_facts(recipe.held_out), out / "package")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slice3d.training import cases
-from slice3d.training.annotate import CHECKED, ORGANS
+from slice3d.training.annotate import CHECKED, CHECKED_AGAIN, ORGANS
 from slice3d.training.cases import LABELLED, MAPS, UNLABELLED
 from slice3d.training.structures import VALUES
 
@@ -19,8 +19,9 @@ def test_every_case_of_the_recipe_is_in_the_data(data: Path) -> None:
         assert source.licence
         for path in filter(None, (source.image, source.labels)):
             assert (data / path).exists(), path
-    assert set(CHECKED) == set(UNLABELLED)
-    assert all(set(checked.keep) <= set(ORGANS) for checked in CHECKED.values())
+    for round_ in (CHECKED, CHECKED_AGAIN):
+        assert set(round_) == set(UNLABELLED)
+        assert all({*c.keep, *c.structures} <= set(ORGANS) for c in round_.values())
 
 
 def test_atlas_case_has_organs_of_human_size_on_their_sides(data: Path) -> None:

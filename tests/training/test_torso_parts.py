@@ -92,7 +92,9 @@ def test_synthesis_keeps_sides_and_tissue_order_and_is_reproducible(atlas: objec
         case = synthesise(atlas, seed=seed, shape=shape, deformation=Deformation(elastic_mm=3.0))  # type: ignore[arg-type]
         liver, spleen, bone = (case.labels == VALUES[n] for n in ("liver", "spleen", "bone"))
         assert np.argwhere(liver)[:, 0].mean() > np.argwhere(spleen)[:, 0].mean(), "liver lies right of the spleen"
-        assert np.median(case.image[bone]) > np.median(case.image[liver]) > np.median(case.image[case.labels == 0])
+        # marrow may be fat: the compact shell is what is always denser
+        assert np.percentile(case.image[bone], 85) > np.median(case.image[liver])
+        assert np.median(case.image[liver]) > np.median(case.image[case.labels == 0])
         assert set(np.unique(case.labels)) <= {0, *LABELS}
 
 
@@ -116,6 +118,32 @@ def test_only_confirmed_structures_are_kept() -> None:
     assert 2 * np.count_nonzero(found & liver) / (found.sum() + liver.sum()) > 0.93
     assert not (out.labels == VALUES["spleen"]).any()
     assert (out.labels[spleen] == 254).all(), "what nobody confirmed stays open"
+
+
+def test_what_the_eye_marked_is_added_and_what_it_doubted_stays_open() -> None:
+    from slice3d.training.annotate import Grown
+    from slice3d.training.structures import LABELS, SOFT_TISSUE
+
+    image = np.full((40, 30, 20), -100, np.int16)
+    image[4:12, 5:15, 4:16] = 30  # a kidney that the network missed
+    image[4:12, 20:28, 4:16] = 30  # the same HU outside the box
+    image[22:38, 8:20, 4:16] = 60
+    labels = np.full(image.shape, SOFT_TISSUE, np.uint8)
+    shares = np.zeros((len(LABELS) + 1, *image.shape), np.float32)
+    shares[VALUES["liver"]] = image == 60
+    shares[VALUES["body"]] = image != 60
+    checked = Checked(
+        ("liver",), grown=(Grown("kidney_left", ((2, 20), (2, 18), (0, 20)), (0, 50)),),
+        leaks={"liver": ((30, 99), (0, 99), (0, 99))},
+    )  # fmt: skip
+    out = annotate.refine(cases.Case("x", image, labels, (3.0, 3.0, 3.0)), shares, checked).labels
+    kidney, liver = out == VALUES["kidney_left"], out == VALUES["liver"]
+    assert kidney[5:11, 6:14, 5:15].all()
+    assert not kidney[:, 18:].any()
+    assert liver[24:29, 10:18, 6:14].all()
+    assert not liver[30:].any()
+    assert (out[31:37, 9:19, 5:15] == SOFT_TISSUE).all()
+    assert checked.structures == ("liver", "kidney_left")
 
 
 def test_vessel_is_followed_until_it_ends() -> None:

@@ -403,7 +403,7 @@ class Engine:
 
     def _decision(self, wanted: Sequence[str], settings: InferenceSettings) -> Decision:
         package = self.package
-        keep = {value for name in wanted for value in package.values(name)}
+        keep = _kept(package, wanted)
         probabilities = tuple(anatomy.resolve(p, package.structures)[0] for p in settings.probabilities)
         groups = {}
         for name in dict.fromkeys([*wanted, *probabilities]):
@@ -413,9 +413,9 @@ class Engine:
             else:
                 groups[name] = (_region_channel(package, name, values),)
         if package.activation == "softmax":
-            out = tuple(value if value in keep else 0 for value in range(self.channels_out))
+            out = tuple(keep.get(value, 0) for value in range(self.channels_out))
         else:
-            out = tuple(value if value in keep else 0 for value in package.regions)
+            out = tuple(keep.get(value, 0) for value in package.regions)
         return Decision(package.activation, out, groups, probabilities)
 
     def _whole(self, field: NDArray[Any], frame: Frame, order: Axes, volume: Volume) -> NDArray[Any]:
@@ -500,11 +500,33 @@ def _wanted(package: ModelPackage, structures: Sequence[str] | None) -> tuple[st
     return tuple(dict.fromkeys(name for s in structures for name in anatomy.resolve(s, package.structures)))
 
 
+def _kept(package: ModelPackage, wanted: Sequence[str]) -> dict[int, int]:
+    """Label value of the model → value in a result that holds only `wanted`.
+
+    What lies inside a wanted structure and was not asked for itself (the organs inside the body, a tumour inside the
+    liver) takes the value of the structure; the two sides of a pair stay apart.
+    """
+    members = {name: frozenset(package.values(name)) for name in wanted}
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for value in sorted(frozenset().union(*members.values())):
+        alike.setdefault(tuple(name for name in wanted if value in members[name]), []).append(value)
+    out: dict[int, int] = {}
+    for owners, values in alike.items():
+        own = [value for value in values if package.labels[value] in owners]
+        out.update({value: own[0] if own else value for value in values})
+    return out
+
+
 def _names(package: ModelPackage, wanted: Sequence[str]) -> tuple[dict[int, str], dict[str, tuple[int, ...]]]:
     """Labels and groups that a result holding only `wanted` needs."""
-    values = sorted({value for name in wanted for value in package.values(name)})
-    names = {value: package.labels[value] for value in values}
-    groups = {name: members for name, members in package.groups.items() if set(members) <= set(values)}
+    kept = _kept(package, wanted)
+    names = {value: package.labels[value] for value in sorted(set(kept.values()))}
+    groups = {}
+    for name, members in package.groups.items():
+        values = {kept[v] for v in members if v in kept}
+        whole = set(members) == {v for v, value in kept.items() if value in values}
+        if whole and [names[v] for v in values] != [name]:
+            groups[name] = tuple(sorted(values))
     return names, groups
 
 

@@ -27,7 +27,7 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def write_package(folder: Path, network: torch.nn.Module | list[torch.nn.Module], **fields: Any) -> ModelPackage:
+def write_package(folder: Path, network: torch.nn.Module | list[torch.nn.Module], /, **fields: Any) -> ModelPackage:
     """Write a native package holding `network` (several: folds) and read it back."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = []

@@ -18,7 +18,7 @@ from slice3d.models import ModelPackage
 from slice3d.models.loading import load_network
 from slice3d.resample import axis_moves, reorient, undo_moves
 from slice3d.volume import Volume
-from tests.inference.builders import Pointwise, oblique_volume, random_network, write_package
+from tests.inference.builders import ARGUMENTS, Pointwise, oblique_volume, random_network, write_package
 
 FLOAT32 = InferenceSettings(precision="float32", postprocess=False, device="cpu", threads=1)
 
@@ -151,6 +151,32 @@ def test_only_wanted_structures_come_back(tiny: ModelPackage) -> None:
     np.testing.assert_array_equal(one.labels == 2, everything.labels == 2)
     assert set(np.unique(one.labels)) <= {0, 2}
     assert one.metadata["structures"] == ("spleen",)
+
+
+def test_what_lies_inside_a_wanted_structure_is_listed_only_when_asked_for(tmp_path: Path) -> None:
+    # body: everything, liver: with its tumour; kidney_left and _right: a pair
+    labels = {"1": "liver", "2": "liver_tumor", "3": "body", "4": "kidney_left", "5": "kidney_right"}
+    groups = {"body": [1, 2, 3, 4, 5], "liver": [1, 2], "kidneys": [4, 5]}
+    network = {"class": "monai.networks.nets.DynUNet", "arguments": {**ARGUMENTS, "out_channels": 6}}
+    package = write_package(
+        tmp_path / "nested", random_network(out_channels=6), labels=labels, groups=groups, network=network
+    )
+    volume = oblique_volume()
+    every = predict(volume, package, settings=FLOAT32)
+    assert len(np.unique(every.labels)) > 4
+    assert every.structures == ("liver", "liver_tumor", "body", "kidney_left", "kidney_right", "kidneys")
+    for wanted, structures in (
+        (["body"], ("body",)),
+        (["liver"], ("liver",)),
+        (["liver", "body"], ("liver", "body")),
+        (["liver", "liver_tumor"], ("liver", "liver_tumor")),
+        (["kidneys"], ("kidney_left", "kidney_right", "kidneys")),
+    ):
+        result = predict(volume, package, structures=wanted, settings=FLOAT32)
+        assert result.structures == structures
+        assert set(np.unique(result.labels)) - {0} <= set(result.names)
+        for name in structures:
+            np.testing.assert_array_equal(result.mask(name), every.mask(name))
 
 
 def test_probability_of_a_structure_agrees_with_its_label(tiny: ModelPackage) -> None:

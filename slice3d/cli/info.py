@@ -33,12 +33,12 @@ def _show(listing: Listing) -> None:
         console.say(f"study {study.number} (patient {study.patient}){about}")
         for series in study.series:
             console.say(f"{'→' if series.picked else ' '} series {series.key}  {_describe(series)}")
-            if series.problem:
+            if series.problem and not any(series.problem in finding.message for finding in series.findings):
                 console.say(f"      {series.problem}")
             console.say_findings(series.findings, indent="   ")
     console.say_findings(listing.findings)
     chosen = f"series {listing.picked}" if listing.picked else "no series"
-    console.say(f"{listing.files} files; `load` would pick {chosen}: {listing.why}")
+    console.say(f"{listing.files} file{'s' * (listing.files != 1)}; `load` would pick {chosen}: {listing.why}")
 
 
 def _describe(series: SeriesEntry) -> str:

@@ -28,14 +28,13 @@ def load_itk(path: Path) -> Volume:
     values = _array(image)
     if values.dtype == np.float64:
         values = values.astype(np.float32)
-    modality = _metadata(image).get("Modality", "").strip().removeprefix("MET_MOD_").removeprefix("UNKNOWN")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         finite = np.isfinite(values)
         values = np.where(finite, values, values[finite].min() if finite.any() else 0).astype(np.float32)
         findings.append(
             Finding("not-finite", "Some voxels held NaN or infinity; they were set to the lowest value.", "warning")
         )
-    return Volume(freeze(values), grid_of(image), modality=modality, findings=tuple(findings))
+    return Volume(freeze(values), grid_of(image), modality=_modality(image), findings=tuple(findings))
 
 
 def load_itk_labels(path: Path, *, names: Mapping[int, str] | None = None) -> Segmentation:
@@ -118,31 +117,56 @@ def _array(image: Any) -> NDArray[Any]:
     return out
 
 
+def list_itk(path: Path) -> tuple[Grid | None, str, list[Finding], str]:
+    """What the header says: grid, modality, findings, and why it is no volume ("" when it is)."""
+    reader, findings = _reader(path)
+    if reader.GetDimension() != 3:
+        return None, "", [], f"{reader.GetDimension()} dimensions; expected three"
+    count = reader.GetNumberOfComponents()
+    layers = any(key in reader.GetMetaDataKeys() for key in ("Segment0_ID", "Segment0_Name"))
+    problem = "" if count == 1 or layers else f"{count} values per voxel (colours or vectors); expected one"
+    return grid_of(reader), _modality(reader), findings, problem
+
+
+def _modality(image: Any) -> str:
+    return _metadata(image).get("Modality", "").strip().removeprefix("MET_MOD_").removeprefix("UNKNOWN")
+
+
 def _read(path: Path) -> tuple[Any, list[Finding]]:
+    reader, findings = _reader(path)
+    if reader.GetDimension() != 3:
+        raise InputError(f"{path.name} has {reader.GetDimension()} dimensions; expected three")
+    try:
+        return reader.Execute(), findings
+    except RuntimeError as error:
+        raise _unreadable(path, error) from error
+
+
+def _reader(path: Path) -> tuple[Any, list[Finding]]:
+    """SimpleITK's reader with the header read, which the file can keep."""
     import SimpleITK as sitk
 
     have = _check_data_files(path)
-    findings: list[Finding] = []
     toolkit: Any = sitk
     reader = toolkit.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-        if reader.GetDimension() != 3:
-            raise InputError(f"{path.name} has {reader.GetDimension()} dimensions; expected three")
-        need = float(np.prod(reader.GetSize(), dtype=float)) * reader.GetNumberOfComponents()
-        if need > have * MAX_DEFLATE:
-            raise InputError(f"{path.name} is truncated: its header promises {need:.3g} voxels; copy it again")
-        image = reader.Execute()
     except RuntimeError as error:
-        raise InputError(
-            f"{path.name} cannot be read as {path.suffix}: {_reason(str(error))}; copy it again"
-        ) from error
-    if path.suffix.lower() in (".nrrd", ".nhdr") and not image.HasMetaDataKey("NRRD_space"):
+        raise _unreadable(path, error) from error
+    need = float(np.prod(reader.GetSize(), dtype=float)) * reader.GetNumberOfComponents()
+    if need > have * MAX_DEFLATE:
+        raise InputError(f"{path.name} is truncated: its header promises {need:.3g} voxels; copy it again")
+    findings: list[Finding] = []
+    if path.suffix.lower() in (".nrrd", ".nhdr") and not reader.HasMetaDataKey("NRRD_space"):
         findings.append(
             Finding("no-orientation", "The file does not say how it lies in the patient; left and right are a guess.")
         )
-    return image, findings
+    return reader, findings
+
+
+def _unreadable(path: Path, error: RuntimeError) -> InputError:
+    return InputError(f"{path.name} cannot be read as {path.suffix}: {_reason(str(error))}; copy it again")
 
 
 def _check_data_files(path: Path) -> float:

@@ -1,11 +1,14 @@
-"""`scan` for single files that are not DICOM, and for folders of pictures."""
+"""`scan` for single files that are not DICOM, and for folders of pictures: from headers alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from slice3d.findings import Finding
+from slice3d.grid import Grid
 from slice3d.io.listing import Listing, SeriesEntry, StudyEntry
-from slice3d.io.read import PICTURES, load, suffix_of
+from slice3d.io.read import NIFTI, PICTURES, suffix_of
 
 
 def list_file(path: Path) -> Listing:
@@ -16,17 +19,36 @@ def list_file(path: Path) -> Listing:
         problem = "needs --spacing X,Y,Z to become a volume"
         entry = SeriesEntry("1", "picture", format="pictures", images=count, problem=problem)
         return Listing((StudyEntry(1, 1, "", (entry,)),), files=count, why="pictures carry no geometry")
-    volume = load(path)
+    grid: Grid | None
+    label: dict[str, Any] = {}
+    modality = ""
+    if suffix in NIFTI:
+        from slice3d.io.nifti import list_nifti
+
+        grid, count, findings, problem = list_nifti(path)
+        if count > 1:
+            label = {"volumes": count}
+            message = f"The file holds {count} volumes; the first is taken, series=1…{count} chooses another."
+            findings.insert(0, Finding("several-volumes", message, "warning", {"volumes": count}))
+    else:
+        from slice3d.io.itk import list_itk
+
+        grid, modality, findings, problem = list_itk(path)
+    if problem:
+        findings.append(Finding("not-a-volume", f"The file cannot become a volume: {problem}.", "warning"))
     entry = SeriesEntry(
         "1",
-        "segmentation" if suffix == ".seg.nrrd" else "volume",
-        volume.modality,
+        "segmentation" if suffix == ".seg.nrrd" else "other" if problem else "volume",
+        modality,
         format=suffix[1:],
-        images=volume.grid.shape[2],
-        shape=volume.grid.shape,
-        spacing_mm=volume.grid.spacing_mm,
-        orientation=volume.grid.orientation,
-        findings=volume.findings,
-        picked=True,
+        images=grid.shape[2] if grid else 0,
+        shape=grid.shape if grid else None,
+        spacing_mm=grid.spacing_mm if grid else None,
+        orientation=grid.orientation if grid else None,
+        label=label,
+        findings=tuple(findings),
+        problem=problem,
+        picked=not problem,
     )
-    return Listing((StudyEntry(1, 1, "", (entry,)),), (), "1", "it is the only volume", 1)
+    why = problem or "it is the only volume"
+    return Listing((StudyEntry(1, 1, "", (entry,)),), (), "" if problem else "1", why, 1)

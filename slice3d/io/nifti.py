@@ -5,8 +5,10 @@ https://nifti.nimh.nih.gov/nifti-1 (sform and qform, method 2 and 3).
 
 from __future__ import annotations
 
+import contextlib
 import gzip
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from slice3d.volume import Segmentation, Volume, freeze
 FORM_TOLERANCE_MM = 0.1
 # no deflate stream expands further
 MAX_DEFLATE = 1032
-_UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+# mm per unit by NIfTI's code; 0 is unknown, which everybody takes as mm
+_UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
 
 def load_nifti(path: Path, *, index: int | None = None) -> Volume:
@@ -44,6 +47,16 @@ def load_nifti_4d(path: Path) -> tuple[Volume, ...]:
     """Every volume of the file."""
     image = _open(path)
     return tuple(_volume(image, path, n, []) for n in range(_volumes(image.shape, path)))
+
+
+def list_nifti(path: Path) -> tuple[Grid, int, list[Finding], str]:
+    """What the header says: grid, number of volumes, findings, and why they are no volumes ("" when they are)."""
+    image = _open(path)
+    count = _volumes(image.shape, path)
+    _check_size(image, path)
+    findings: list[Finding] = []
+    grid = _grid(image, path, findings)
+    return grid, count, findings, _no_numbers(image)
 
 
 def load_nifti_labels(path: Path, *, names: Mapping[int, str] | None = None) -> Segmentation:
@@ -80,11 +93,23 @@ def label_names(labels: NDArray[Any], names: Mapping[int, str] | None) -> dict[i
     return dict(sorted(out.items()))
 
 
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """nibabel prints what it mends in a header (a qfac of 0, say); what matters of it is a finding here."""
+    logger = logging.getLogger("nibabel.global")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _open(path: Path) -> Any:
     import nibabel
 
     try:
-        image = nibabel.load(path)
+        with _unheard():
+            image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image | nibabel.Nifti1Pair | nibabel.Nifti2Image):
             raise InputError(f"{path.name} is {type(image).__name__}; expected NIfTI-1 or NIfTI-2")
         return image
@@ -102,9 +127,8 @@ def _volumes(shape: tuple[int, ...], path: Path) -> int:
 
 def _values(image: Any, path: Path, index: int) -> NDArray[Any]:
     proxy = image.dataobj
-    dtype = image.get_data_dtype()
-    if dtype.kind not in "iufb":
-        raise InputError(f"{path.name} holds {dtype} (colour or complex) voxels; expected one number each")
+    if problem := _no_numbers(image):
+        raise InputError(f"{path.name} holds {problem}")
     shape = image.shape
     _check_size(image, path)
     try:
@@ -119,6 +143,14 @@ def _values(image: Any, path: Path, index: int) -> NDArray[Any]:
         raise InputError(f"{path.name} cannot be read ({type(error).__name__}); copy it again") from error
     raw = np.asarray(raw).reshape((*shape, 1, 1, 1)[:3] if len(shape) < 3 else shape)
     return _scale(raw, *_scaling(image))
+
+
+def _no_numbers(image: Any) -> str:
+    dtype = image.get_data_dtype()
+    if dtype.kind in "iufb":
+        return ""
+    what = "complex" if dtype.kind == "c" else "colour"
+    return f"{what} voxels; expected one number each; convert it first"
 
 
 def _check_size(image: Any, path: Path) -> None:
@@ -183,7 +215,11 @@ def _volume(image: Any, path: Path, index: int, findings: list[Finding]) -> Volu
 def _grid(image: Any, path: Path, findings: list[Finding]) -> Grid:
     header = image.header
     shape = (*image.shape, 1, 1)[:3]
-    scale = _UNITS.get(header.get_xyzt_units()[0], 1.0)
+    unit = int(header["xyzt_units"]) % 8
+    scale = _UNITS.get(unit, 1.0)
+    if unit not in _UNITS:
+        text = f"The file's unit of length has the unknown code {unit}; mm was assumed."
+        findings.append(Finding("units", text, "warning", {"code": unit}))
     sform, sform_code = image.get_sform(coded=True)
     try:
         qform, qform_code = image.get_qform(coded=True)

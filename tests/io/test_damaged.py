@@ -96,7 +96,7 @@ KINDS = ("v.nii", "v.nii.gz", "v.nrrd", "v.mha", "s.seg.nrrd", "plain.dcm", "mul
 
 
 def attempt(name, data):
-    """Load bytes under a name; the volume or segmentation, or None after a proper refusal."""
+    """List and load bytes under a name; the volume or segmentation, or None after a proper refusal."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(data)
@@ -105,13 +105,16 @@ def attempt(name, data):
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 loader = slice3d.load_segmentation if name in ("s.seg.nrrd", "seg.dcm") else slice3d.load
-                return loader(path)
-        except Slice3DError as error:
-            text = str(error)
-            assert text
-            assert "\n" not in text
-            assert folder not in text
-            return None
+                refused = None
+                for step in (slice3d.scan, loader):
+                    try:
+                        found = step(path)
+                    except Slice3DError as error:
+                        refused = str(error)
+                        assert refused
+                        assert "\n" not in refused
+                        assert folder not in refused
+                return None if refused else found
         finally:
             assert time.monotonic() - started < 30
 

@@ -14,6 +14,7 @@ from pydicom.fileset import FileSet
 from pydicom.uid import generate_uid
 
 import slice3d
+from slice3d.cli.main import main
 from slice3d.errors import InputError
 from tests.io.dicom_files import asymmetric, enhanced, oblique, series, write
 
@@ -293,7 +294,7 @@ class _Counting:
         (lambda p: p / "absent", "does not exist"),
         (lambda p: p, "is empty"),
         (lambda p: (p / "a.txt").write_text("x") and p, "none is DICOM"),
-        (lambda p: (p / "a.txt").write_text("x") and p / "a.txt", "none is DICOM"),
+        (lambda p: (p / "a.txt").write_text("x") and p / "a.txt", "neither DICOM"),
     ],
 )
 def test_nothing_to_load_is_one_clear_line(tmp_path, make, message):
@@ -322,3 +323,20 @@ def test_a_study_without_pixels_says_so(tmp_path):
     listing = slice3d.scan(tmp_path)
     assert listing.picked == ""
     assert "without image pixels" in listing.why
+
+
+@pytest.mark.parametrize("names", [(), ("notes.txt", "readme")])
+def test_a_folder_without_dicom_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, names):
+    folder = tmp_path / "nothing"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("no study")
+    for options in ([], ["--json"]):
+        monkeypatch.setattr("sys.argv", ["slice3d", "info", str(folder), *options])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2
+        out = capsys.readouterr()
+        assert out.out == ""
+        assert out.err.startswith("slice3d: nothing ")
+        assert out.err.count("\n") == 1

@@ -286,6 +286,20 @@ def test_names_typed_into_descriptions_do_not_come_out(tmp_path):
         assert word not in shown.lower()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "shown"),
+    [
+        ("Phantom^Torso", "Synthetic torso phantom", "Synthetic torso phantom"),
+        ("Abdomen^Zqx", "Abdomen portal, zqx", "Abdomen portal, …"),
+        ("Lee^Jo", "thorax of Jo Lee, sleep study", "thorax of … …, sleep study"),
+        ("Qarn-Zelp^Ada", "knee zelp", "knee …"),
+    ],
+)
+def test_ordinary_words_stay_in_descriptions_and_names_do_not(tmp_path, name, text, shown):
+    folder = write(series(DATA, AFFINE, extra={"PatientName": name, "StudyDescription": text}), tmp_path / "study")
+    assert slice3d.scan(folder).studies[0].description == shown
+
+
 def test_instance_uids_that_only_the_preamble_kept_are_used(tmp_path):
     datasets = series(DATA, AFFINE)
     folder = write(datasets, tmp_path / "study")

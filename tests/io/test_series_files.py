@@ -288,3 +288,45 @@ def test_dicom_in_memory_is_not_copied(source):
     np.save(buffer, source.data)
     with pytest.raises(ValueError, match="read-only"):
         source.data[0, 0, 0] = 1
+
+
+def test_volume_files_are_listed_from_their_headers(tmp_path, monkeypatch):
+    """Colours, complex numbers and four dimensions are listed with a finding; voxels are never read."""
+    pictures = np.zeros((5, 7, 9), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(pictures, np.eye(4)), tmp_path / "rgb.nii")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((5, 7, 9), np.complex64), np.eye(4)), tmp_path / "complex.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((5, 7, 9, 4), np.int16), np.diag([2, 2, 3, 1])), tmp_path / "four.nii")
+    image = sitk.GetImageFromArray(np.zeros((4, 5, 6), np.int16))
+    sitk.WriteImage(image, str(tmp_path / "plain.mha"))
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.float32), isVector=True), str(tmp_path / "v.nrrd"))
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((5, 6), np.float32)), str(tmp_path / "flat.mha"))
+
+    def unread(*_):
+        raise AssertionError("voxels were read")
+
+    monkeypatch.setattr("slice3d.io.nifti._values", unread)
+    monkeypatch.setattr("slice3d.io.itk._read", unread)
+    listed = {p.name: slice3d.scan(p).series[0] for p in tmp_path.iterdir()}
+    assert listed["plain.mha"].shape == (6, 5, 4)
+    assert listed["four.nii"].shape == (5, 7, 9)
+    assert {n: e.picked for n, e in listed.items()} == {
+        "rgb.nii": False, "complex.nii.gz": False, "four.nii": True, "plain.mha": True, "v.nrrd": False,
+        "flat.mha": False,
+    }  # fmt: skip
+    codes = {n: [f.code for f in e.findings] for n, e in listed.items()}
+    assert "several-volumes" in codes["four.nii"]
+    assert all("not-a-volume" in codes[n] for n in ("rgb.nii", "complex.nii.gz", "v.nrrd", "flat.mha"))
+    monkeypatch.undo()
+    for name, entry in listed.items():
+        if entry.picked:
+            assert slice3d.load(tmp_path / name).grid.shape == entry.shape
+        else:
+            with pytest.raises(InputError):
+                slice3d.load(tmp_path / name)
+
+
+def test_unknown_unit_of_length_is_reported(tmp_path):
+    content = bytearray(nibabel.Nifti1Image(DATA, AFFINE).to_bytes())
+    content[123] = 4
+    (tmp_path / "odd.nii").write_bytes(bytes(content))
+    assert [f.details for f in slice3d.load(tmp_path / "odd.nii").findings if f.code == "units"] == [{"code": 4}]

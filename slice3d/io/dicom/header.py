@@ -16,6 +16,17 @@ MAX_FRAMES = 1_000_000
 # opens the key of files without a series instance UID, which holds no space
 NO_SERIES = "folder "
 
+# What examinations are described with. A person who is called one of these is not betrayed by it.
+_WORDS = (
+    "abdomen abdominal adrenal anatomy angio aorta arm arterial axial bladder body bone brain breast cardiac carotid "
+    "cervical chest colon contrast coronal coronary cranial cranium ct delayed demo diffusion dwi elbow extremity "
+    "face femur flair foot hand head heart helical hip iv kidney knee leg lens liver lumbar lung mandible mr mri "
+    "native neck nose oblique orbit pancreas patient pelvis pet phantom phase portal prostate qa recon rib sagittal "
+    "scan scout sella series shoulder sinus skull spine spleen study subject survey synthetic test thigh thoracic "
+    "thorax tissue tof torso trauma trunk venous vessel volunteer wrist"
+)
+ORDINARY_WORDS = frozenset(_WORDS.split())
+
 # acquisition facts that go into `Volume.metadata`; nothing here can identify a person
 _TEXTS = (
     "Modality", "Manufacturer", "ManufacturerModelName", "ConvolutionKernel", "ContrastBolusAgent", "BodyPartExamined",
@@ -244,10 +255,17 @@ def _pixel_position(found: Elements, stream: BinaryIO, syntax: str) -> tuple[int
 
 
 def _identifiers(found: Elements) -> re.Pattern[str] | None:
-    """What names the person, to be taken out of texts that an operator typed."""
+    """What names the person, to be taken out of texts that an operator typed. Words that stand in every other
+    description (`Torso`) tell nothing about a person and stay, also where a phantom is called that.
+    """
     words = set()
     for keyword in ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber"):
-        words |= {word for word in re.split(r"[\s^=\\]+", found.text(keyword)) if len(word) >= 4}
+        parts = re.split(r"[\s^=\\]+", found.text(keyword))
+        named = keyword == "PatientName"
+        if named:
+            parts += [piece for part in parts for piece in part.split("-")]
+        words |= {part for part in parts if len(part) >= (2 if named and part.isalpha() else 4)}
+    words = {word for word in words if word.lower() not in ORDINARY_WORDS}
     if not words:
         return None
     listed = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)[:20])

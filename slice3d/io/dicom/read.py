@@ -82,6 +82,8 @@ def _nothing(found: Found, path: Path) -> str:
     volumes = [f for f in found.others if f.name.lower().endswith(_SINGLE_FILES)]
     if volumes:
         return f"{name} holds no DICOM but {len(volumes)} volume files such as {volumes[0].name}; expected one; name it"
+    if path.is_file() and found.others[0].path == str(path) and not found.others[0].member:
+        return f"{name} is neither DICOM nor NIfTI, NRRD or MHA; expected a study folder, file or .zip; check the path"
     return f"{name} holds {len(found.others)} files but none is DICOM; expected a CT or MR study; check the path"
 
 
@@ -158,8 +160,10 @@ def _repair_finding(layout: Layout, estimated: np.ndarray) -> Finding:
 
 
 def list_dicom(path: Path, *, progress: Progress = silent) -> Listing:
-    """Studies and series under a path, from headers alone."""
+    """Studies and series under a path, from headers alone. Raises `InputError` when no file there can be read."""
     found = discover(path, progress=progress)
+    if not found.headers:
+        raise InputError(_nothing(found, path))
     series = _series(found)
     everything = candidates(series)
     picked, why = "", ""

@@ -7,11 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from slice3d.errors import ModelError
+from slice3d.inference.settings import InferenceSettings
+from slice3d.inference.tiles import tile_starts
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from slice3d.inference.networks import Networks
+    from slice3d.inference.prepare import Frame
 
 GIB = 1024.0**3
 _SHARE_OF_FREE = 0.6
@@ -85,6 +92,31 @@ def make_plan(fixed: float, per_tile: float, *, budget: float, tiles: int, batch
             f"{budget:.1f} GiB; lower the batch to {max(1, fitting)} or raise --memory"
         )
     return Plan(batch=size, need_gib=fixed + size * per_tile, budget_gib=budget)
+
+
+def plan_case(networks: Networks, frame: Frame, *, slab: int, label_bytes: int, settings: InferenceSettings) -> Plan:
+    """What one study needs with these networks, and the batch that fits. slab: axis that tiles run along.
+
+    Raises `ModelError` when the budget does not suffice.
+    """
+    package, width, classes = networks.package, networks.width, networks.channels_out
+    patch, channels = package.patch_size, len(package.channels)
+    padded = [max(n, p) for n, p in zip(frame.shape, patch, strict=True)]
+    voxels = float(np.prod(padded))
+    plane = voxels / padded[slab]
+    buffer = patch[slab] * plane * (width + 1) * 4
+    work = 4 * plane * classes * 4 + (1 << 15) * classes * 8
+    image = voxels * 4 * channels
+    half = max(frame.box_shape) * voxels / max(1, min(padded)) * 4
+    host = label_bytes * (1 + 2 * len(settings.probabilities)) + image * 2 + half
+    per_tile = networks.activation_gib() + float(np.prod(patch)) * 4 * (channels + width * 0.5) / GIB
+    budget = budget_gib(settings.memory_gib, networks.device)
+    if networks.device.type == "cuda":
+        fixed, most = (buffer + work) / GIB + 0.5, 8
+    else:
+        fixed, most = in_use_gib() + (buffer + work + host) / GIB, 1
+    tiles = len(tile_starts((padded[0], padded[1], padded[2]), patch, package.sampling.overlap))
+    return make_plan(fixed, per_tile, budget=budget, tiles=tiles, batch=settings.batch, most=most)
 
 
 def activation_gib(network: nn.Module, input_shape: tuple[int, ...], bytes_per_value: int) -> float:

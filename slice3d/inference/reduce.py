@@ -9,13 +9,14 @@ convex combination), so only cells whose corners disagree are worked out: a few 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slice3d.inference.census import Census
+from slice3d.inference.decide import Decision
 from slice3d.inference.prepare import sample_positions
 
 if TYPE_CHECKING:
@@ -24,19 +25,6 @@ if TYPE_CHECKING:
 Axes = tuple[int, int, int]
 
 _PIXELS_AT_ONCE = 1 << 15  # bounds the scores worked out at once, whatever the number of classes
-
-
-@dataclass(frozen=True)
-class Decision:
-    """How scores become labels. values: label of each channel (softmax) or of each region in writing order (sigmoid).
-
-    groups: name → channels (softmax) or one channel (sigmoid) whose probability is the structure's.
-    """
-
-    activation: str
-    values: tuple[int, ...]
-    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    probabilities: tuple[str, ...] = ()
 
 
 @dataclass
@@ -75,50 +63,6 @@ def neighbours(n_in: int, w: Window, step: float, order: int) -> tuple[NDArray[n
     x = np.clip(x, 0, n_in - 1)
     lower = np.minimum(np.floor(x).astype(np.int64), max(n_in - 2, 0))
     return lower, (x - lower).astype(np.float32)
-
-
-class Census:
-    """Counts, plane by plane, what the network found where: voxels, centre and extent of each channel."""
-
-    def __init__(self, channels: int, activation: str, first: int = 0) -> None:
-        self.activation = activation
-        # per channel: voxels, and sums of their (slab, row, column) indices
-        self.moments = np.zeros((channels, 4))
-        self.first, self.taken = first, first
-        self.extent: dict[int, NDArray[np.int64]] = {}
-
-    def take(self, scores: torch.Tensor, best: torch.Tensor | None, origin: tuple[int, int]) -> None:
-        """scores: (H, W, C) of the next plane; best: its strongest channels (softmax); origin: of its (H, W)."""
-        if best is not None:
-            classes = scores.shape[-1]
-            rows, columns = _count_along(best, classes, 0), _count_along(best, classes, 1)
-        else:
-            rows, columns = (scores > 0).sum(1).T.double(), (scores > 0).sum(0).T.double()
-        count = rows.sum(1)
-        place = [r.new_tensor(range(o, o + r.shape[1])) for r, o in zip((rows, columns), origin, strict=True)]
-        sums = [count, count * self.taken, rows @ place[0], columns @ place[1]]
-        self.moments += np.stack([s.cpu().numpy() for s in sums], 1)
-        for channel in count.nonzero().flatten().tolist():
-            r, c = rows[channel].nonzero().flatten(), columns[channel].nonzero().flatten()
-            here = np.array([
-                [self.taken, int(r[0]) + origin[0], int(c[0]) + origin[1]],
-                [self.taken + 1, int(r[-1]) + 1 + origin[0], int(c[-1]) + 1 + origin[1]],
-            ])  # fmt: skip
-            old = self.extent.get(channel, here)
-            self.extent[channel] = np.stack([np.minimum(old[0], here[0]), np.maximum(old[1], here[1])])
-        self.taken += 1
-
-    def centres(self) -> dict[int, tuple[float, NDArray[np.float64]]]:
-        """Channel → (network voxels, mean (slab, row, column) index) of what the model found there."""
-        found = np.flatnonzero(self.moments[:, 0])
-        return {int(c): (float(self.moments[c, 0]), self.moments[c, 1:] / self.moments[c, 0]) for c in found}
-
-    def box(self, channels: Iterable[int]) -> NDArray[np.int64] | None:
-        """(2, 3): smallest box around some channels, in network voxels; None when there is nothing of them."""
-        boxes = [self.extent[c] for c in channels if c in self.extent]
-        if not boxes:
-            return None
-        return np.stack([np.min([b[0] for b in boxes], axis=0), np.max([b[1] for b in boxes], axis=0)])
 
 
 class Reducer:
@@ -267,16 +211,6 @@ class Reducer:
             tally.probability += column[1]
             tally.inside += column[2]
             tally.entropy += column[3]
-
-
-def _count_along(best: torch.Tensor, classes: int, axis: int) -> torch.Tensor:
-    """(classes, n) float64: how often each class occurs in each row (axis 0) or column (axis 1) of (H, W) classes."""
-    import torch
-
-    n = best.shape[axis]
-    where = torch.arange(n, device=best.device)
-    code = best * n + (where[:, None] if axis == 0 else where)
-    return torch.bincount(code.reshape(-1), minlength=classes * n).reshape(classes, n).double()
 
 
 def _mixed_cells(code: torch.Tensor) -> torch.Tensor:

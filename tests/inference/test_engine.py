@@ -233,7 +233,7 @@ def test_region_first_gives_what_the_whole_image_gives(
 
 def test_region_that_cuts_an_organ_grows(pointwise: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The quick look shows half of the organ only; nothing may be cut flat."""
-    from slice3d.inference.reduce import Census
+    from slice3d.inference.census import Census
 
     true_box = Census.box
     looks: list[int] = []
@@ -247,7 +247,7 @@ def test_region_that_cuts_an_organ_grows(pointwise: ModelPackage, monkeypatch: p
         return found
 
     monkeypatch.setattr(Census, "box", half_blind)
-    monkeypatch.setattr("slice3d.inference.engine._MARGIN_MM", 3.0)
+    monkeypatch.setattr("slice3d.inference.region._MARGIN_MM", 3.0)
     volume = oblique_volume((40, 36, 30))
     package = replace(pointwise, patch_size=(8, 8, 8))
     part = Engine(package, FLOAT32).predict(volume, structures=["spleen"])

@@ -1,0 +1,97 @@
+"""What the network found where: voxels, centre and extent of every channel, counted while planes stream by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slice3d.inference.case import Case
+from slice3d.models.package import ModelPackage
+from slice3d.volume import Volume
+
+if TYPE_CHECKING:
+    import torch
+
+Point = tuple[float, float, float]
+
+_LOCATED_ML = 20.0  # a structure smaller than this says nothing about the orientation
+
+
+class Census:
+    """Counts, plane by plane, what the network found where: voxels, centre and extent of each channel."""
+
+    def __init__(self, channels: int, activation: str, first: int = 0) -> None:
+        self.activation = activation
+        # per channel: voxels, and sums of their (slab, row, column) indices
+        self.moments = np.zeros((channels, 4))
+        self.first, self.taken = first, first
+        self.extent: dict[int, NDArray[np.int64]] = {}
+
+    def take(self, scores: torch.Tensor, best: torch.Tensor | None, origin: tuple[int, int]) -> None:
+        """scores: (H, W, C) of the next plane; best: its strongest channels (softmax); origin: of its (H, W)."""
+        if best is not None:
+            classes = scores.shape[-1]
+            rows, columns = _count_along(best, classes, 0), _count_along(best, classes, 1)
+        else:
+            rows, columns = (scores > 0).sum(1).T.double(), (scores > 0).sum(0).T.double()
+        count = rows.sum(1)
+        place = [r.new_tensor(range(o, o + r.shape[1])) for r, o in zip((rows, columns), origin, strict=True)]
+        sums = [count, count * self.taken, rows @ place[0], columns @ place[1]]
+        self.moments += np.stack([s.cpu().numpy() for s in sums], 1)
+        for channel in count.nonzero().flatten().tolist():
+            r, c = rows[channel].nonzero().flatten(), columns[channel].nonzero().flatten()
+            here = np.array([
+                [self.taken, int(r[0]) + origin[0], int(c[0]) + origin[1]],
+                [self.taken + 1, int(r[-1]) + 1 + origin[0], int(c[-1]) + 1 + origin[1]],
+            ])  # fmt: skip
+            old = self.extent.get(channel, here)
+            self.extent[channel] = np.stack([np.minimum(old[0], here[0]), np.maximum(old[1], here[1])])
+        self.taken += 1
+
+    def centres(self) -> dict[int, tuple[float, NDArray[np.float64]]]:
+        """Channel → (network voxels, mean (slab, row, column) index) of what the model found there."""
+        found = np.flatnonzero(self.moments[:, 0])
+        return {int(c): (float(self.moments[c, 0]), self.moments[c, 1:] / self.moments[c, 0]) for c in found}
+
+    def box(self, channels: Iterable[int]) -> NDArray[np.int64] | None:
+        """(2, 3): smallest box around some channels, in network voxels; None when there is nothing of them."""
+        boxes = [self.extent[c] for c in channels if c in self.extent]
+        if not boxes:
+            return None
+        return np.stack([np.min([b[0] for b in boxes], axis=0), np.max([b[1] for b in boxes], axis=0)])
+
+
+def centres(census: Census, case: Case, volume: Volume, package: ModelPackage) -> dict[str, Point]:
+    """Where each structure's middle lies, world RAS mm, of everything the model found in more than a few voxels."""
+    frame, order = case.frame, case.order
+    value_of = package.regions if package.activation == "sigmoid" else tuple(range(len(census.moments)))
+    by_value = {value_of[channel]: found for channel, found in census.centres().items()}
+    out: dict[str, Point] = {}
+    for name in package.structures:
+        parts = [by_value[v] for v in package.values(name) if v in by_value]
+        count = sum(n for n, _ in parts)
+        if count * float(np.prod(frame.spacing_mm)) < 1000.0 * _LOCATED_ML:
+            continue
+        index = sum((n * where for n, where in parts), np.zeros(3)) / count
+        moved = np.empty(3)
+        for place, axis in enumerate(order):
+            moved[axis] = frame.start[axis] + (index[place] + 0.5) * frame.step[axis] - 0.5
+        study = np.empty(3)
+        for axis, (source, flip) in enumerate(zip(frame.axes, frame.flips, strict=True)):
+            study[source] = frame.study_shape[axis] - 1 - moved[axis] if flip else moved[axis]
+        x, y, z = volume.grid.to_world(study)
+        out[name] = (float(x), float(y), float(z))
+    return out
+
+
+def _count_along(best: torch.Tensor, classes: int, axis: int) -> torch.Tensor:
+    """(classes, n) float64: how often each class occurs in each row (axis 0) or column (axis 1) of (H, W) classes."""
+    import torch
+
+    n = best.shape[axis]
+    where = torch.arange(n, device=best.device)
+    code = best * n + (where[:, None] if axis == 0 else where)
+    return torch.bincount(code.reshape(-1), minlength=classes * n).reshape(classes, n).double()

@@ -1,0 +1,98 @@
+"""What was asked for, and how a package's scores become its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from slice3d import anatomy
+from slice3d.errors import InputError
+from slice3d.inference.settings import InferenceSettings
+from slice3d.models.package import ModelPackage
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How scores become labels. values: label of each channel (softmax) or of each region in writing order (sigmoid).
+
+    groups: name → channels (softmax) or one channel (sigmoid) whose probability is the structure's.
+    """
+
+    activation: str
+    values: tuple[int, ...]
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    probabilities: tuple[str, ...] = ()
+
+
+def decision_for(package: ModelPackage, wanted: Sequence[str], settings: InferenceSettings) -> Decision:
+    """How this package's scores become labels of the wanted structures. Raises `InputError` for unknown names."""
+    keep = _kept(package, wanted)
+    probabilities = tuple(anatomy.resolve(p, package.structures)[0] for p in settings.probabilities)
+    groups = {}
+    for name in dict.fromkeys([*wanted, *probabilities]):
+        values = package.values(name)
+        if package.activation == "softmax":
+            groups[name] = tuple(values)
+        else:
+            groups[name] = (_region_channel(package, name, values),)
+    if package.activation == "softmax":
+        out = tuple(keep.get(value, 0) for value in range(max(package.labels) + 1))
+    else:
+        out = tuple(keep.get(value, 0) for value in package.regions)
+    return Decision(package.activation, out, groups, probabilities)
+
+
+def wanted_structures(package: ModelPackage, structures: Sequence[str] | None) -> tuple[str, ...]:
+    """Canonical names of what was asked for; everything the package knows for None. Raises `InputError`."""
+    if structures is None:
+        return package.structures
+    if not structures:
+        raise InputError("no structure asked for; expected at least one")
+    return tuple(dict.fromkeys(name for s in structures for name in anatomy.resolve(s, package.structures)))
+
+
+def _kept(package: ModelPackage, wanted: Sequence[str]) -> dict[int, int]:
+    """Label value of the model → value in a result that holds only `wanted`.
+
+    What lies inside a wanted structure and was not asked for itself (the organs inside the body, a tumour inside the
+    liver) takes the value of the structure; the two sides of a pair stay apart.
+    """
+    members = {name: frozenset(package.values(name)) for name in wanted}
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for value in sorted(frozenset().union(*members.values())):
+        alike.setdefault(tuple(name for name in wanted if value in members[name]), []).append(value)
+    out: dict[int, int] = {}
+    for owners, values in alike.items():
+        own = [value for value in values if package.labels[value] in owners]
+        out.update({value: own[0] if own else value for value in values})
+    return out
+
+
+def names_of(package: ModelPackage, wanted: Sequence[str]) -> tuple[dict[int, str], dict[str, tuple[int, ...]]]:
+    """Labels and groups that a result holding only `wanted` needs."""
+    kept = _kept(package, wanted)
+    names = {value: package.labels[value] for value in sorted(set(kept.values()))}
+    groups = {}
+    for name, members in package.groups.items():
+        values = {kept[v] for v in members if v in kept}
+        whole = set(members) == {v for v, value in kept.items() if value in values}
+        if whole and [names[v] for v in values] != [name]:
+            groups[name] = tuple(sorted(values))
+    return names, groups
+
+
+def label_type(package: ModelPackage) -> Any:
+    """The smallest unsigned integer type that holds the package's labels."""
+    return np.uint8 if max(package.labels) < 256 else np.uint16
+
+
+def _region_channel(package: ModelPackage, name: str, values: Sequence[int]) -> int:
+    """Which sigmoid channel is the structure: the region that holds exactly its label values."""
+    for channel, value in enumerate(package.regions):
+        members = package.description.get("region_values", [[v] for v in package.regions])[channel]
+        if sorted(members) == sorted(values) or (len(values) == 1 and value == values[0]):
+            return channel
+    raise InputError(f"model {package.name!r} gives no score of its own for {name!r}; ask for its regions instead")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -274,3 +275,29 @@ def test_wide_holes_are_not_bridged(tmp_path):
     assert set(np.unique(volume.data[..., 4:40])) == {-1024}
     assert volume.synthesised[..., 4:40].all()
     assert not volume.synthesised[..., :4].any()
+
+
+def test_repair_holds_the_result_and_a_few_slices(tmp_path):
+    """Beyond the array and its mask of estimated voxels only some slices are in memory at a time."""
+    data = np.zeros((256, 256, 120), np.int16) + np.arange(120, dtype=np.int16)
+    folder = write(series(data, oblique(), at=np.delete(np.arange(121), 60)), tmp_path / "study")
+    slice3d.load(folder)
+    tracemalloc.start()
+    volume = slice3d.load(folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert volume.synthesised is not None
+    # the acquired slices as a whole would be as large as the array
+    assert peak < 1.3 * volume.data.nbytes + volume.synthesised.nbytes + 4 * 2**20
+
+
+def test_widest_type_of_any_slice_holds_for_all(tmp_path):
+    """Slices are repaired a few at a time; one far on with fractions makes the whole array floating."""
+    data = asymmetric((6, 5, 40))
+    files = series(data, oblique(), at=np.delete(np.arange(41), 20))
+    files[37].RescaleSlope = 0.5
+    volume = slice3d.load(write(files, tmp_path / "study"))
+    assert volume.data.dtype == np.float32
+    np.testing.assert_array_equal(volume.data[..., :20], data[..., :20])
+    np.testing.assert_array_equal(volume.data[..., 38], 0.5 * (data[..., 37] + 1024.0) - 1024)
+    np.testing.assert_array_equal(volume.data[..., 40], data[..., 39])

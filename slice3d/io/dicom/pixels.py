@@ -7,28 +7,20 @@ table or rescale (PS3.3 C.11.1), padding (C.7.5.1.1.2), display inversion (C.7.6
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slice3d.errors import InputError
 from slice3d.findings import Finding
-from slice3d.io.dicom.codecs import decode_frame
 from slice3d.io.dicom.header import Header, stored_dtype
 from slice3d.io.dicom.stacks import Plane
+from slice3d.io.dicom.stored import Frames, check_size, read_stored
 from slice3d.io.files import Opener, quiet
 from slice3d.progress import Progress, silent
-
-IMPLICIT = "1.2.840.10008.1.2"
-BIG_ENDIAN = "1.2.840.10008.1.2.2"
-# GE's private syntax: little-endian header, big-endian pixels
-GE_PRIVATE = "1.2.840.113619.5.2"
-DEFLATED = "1.2.840.10008.1.2.1.99"
-NATIVE = frozenset({IMPLICIT, "1.2.840.10008.1.2.1", BIG_ENDIAN, GE_PRIVATE})
 
 CT_AIR = -1024
 
@@ -49,15 +41,11 @@ class Scale:
 
 @dataclass
 class Decoded:
-    """values: (K, rows, columns)."""
+    """values: (K, rows, columns). padded: how many of them were padding. odd: whether some were NaN or infinite."""
 
     values: NDArray[Any]
-    findings: list[Finding] = field(default_factory=list)
-
-
-# what a compressed file may promise unseen: this much, or this many times its own size
-MAX_UNCHECKED_BYTES = 256 * 2**20
-MAX_COMPRESSION = 1000
+    padded: int = 0
+    odd: bool = False
 
 
 def decode(planes: Sequence[Plane], *, progress: Progress = silent) -> Decoded:
@@ -65,6 +53,23 @@ def decode(planes: Sequence[Plane], *, progress: Progress = silent) -> Decoded:
 
     Raises `InputError` when pixels are missing, truncated or cannot be decoded.
     """
+    check_size(planes)
+    with Opener() as opener, quiet():
+        return _decode(planes, Frames(opener), progress)
+
+
+def decode_parts(planes: Sequence[Plane], *, size: int = 16) -> Iterator[Decoded]:
+    """The same a few planes at a time, for those who need not hold all; the type may differ from part to part."""
+    check_size(planes)
+    with Opener() as opener:
+        frames = Frames(opener)
+        for start in range(0, len(planes), size):
+            with quiet():
+                part = _decode(planes[start : start + size], frames, silent)
+            yield part
+
+
+def _decode(planes: Sequence[Plane], frames: Frames, progress: Progress) -> Decoded:
     first = planes[0].header
     dtypes = {stored_dtype(p.header) for p in planes}
     scales = [scale_of(p) for p in planes]
@@ -74,52 +79,56 @@ def decode(planes: Sequence[Plane], *, progress: Progress = silent) -> Decoded:
     work = next(iter(dtypes)) if whole and len(dtypes) == 1 else np.dtype(np.int32 if whole else np.float32)
     if whole and work.itemsize == 1:
         work = np.dtype(np.int16)
-    shape = (len(planes), first.rows, first.columns)
-    _check_size(planes, shape)
-    base = np.empty(shape, dtype=work)
+    base = np.empty((len(planes), first.rows, first.columns), dtype=work)
     low, high = np.zeros(len(planes)), np.zeros(len(planes))
     padded = np.zeros(len(planes), dtype=np.int64)
-    with Opener() as opener, quiet():
-        frames = _Frames(opener)
 
-        def one(k: int) -> None:
-            plane = planes[k]
-            stored = _read(plane, frames, base[k] if work == stored_dtype(plane.header) else None)
-            stored = _mask_bits(stored, plane.header)
-            if whole:
-                if stored is not base[k]:
-                    base[k] = stored
-                low[k], high[k] = base[k].min(), base[k].max()
-            else:
-                padded[k] = _physical(stored, plane, scales[k], inverted, base[k])
+    def one(k: int) -> None:
+        plane = planes[k]
+        stored = read_stored(plane, frames, base[k] if work == stored_dtype(plane.header) else None)
+        stored = _mask_bits(stored, plane.header)
+        if whole:
+            if stored is not base[k]:
+                base[k] = stored
+            low[k], high[k] = base[k].min(), base[k].max()
+        else:
+            padded[k] = _physical(stored, plane, scales[k], inverted, base[k])
 
-        _parallel(one, len(planes), progress)
-    findings: list[Finding] = []
+    _parallel(one, len(planes), progress)
+    odd = not whole and not bool(np.isfinite(base).all())
     if whole:
         base, padded = _finish_whole(base, planes, scales, inverted, low, high)
-    elif not np.isfinite(base).all():
-        base[~np.isfinite(base)] = (
-            np.nanmin(np.where(np.isfinite(base), base, np.nan)) if np.isfinite(base).any() else 0
-        )
+    elif odd:
+        finite = np.isfinite(base)
+        base[~finite] = base[finite].min() if finite.any() else 0
+    return Decoded(base, int(padded.sum()), odd)
+
+
+def decode_findings(planes: Sequence[Plane], parts: Sequence[tuple[int, bool]]) -> list[Finding]:
+    """What is worth saying about the pixels. parts: (padded voxels, whether there were NaN) of each part."""
+    first = planes[0].header
+    findings: list[Finding] = []
+    if any(odd for _, odd in parts):
         findings.append(
             Finding("not-finite", "Some voxels held NaN or infinity; they were set to the lowest value.", "warning")
         )
     if first.modality == "MR" and planes[0].frame.philips is not None:
         findings.append(_philips_finding(planes[0]))
-    if inverted:
+    if first.photometric == "MONOCHROME1" and first.modality not in ("CT", "PT", "NM"):
         findings.append(
             Finding("inverted", "The pixels were stored for display with white as lowest; they were inverted.", "info")
         )
-    if padded.sum():
+    padded = sum(count for count, _ in parts)
+    if padded:
         findings.append(
             Finding(
                 "padding-replaced",
-                f"{int(padded.sum())} padding voxels outside the scanner's field of view were set to {CT_AIR} HU.",
+                f"{padded} padding voxels outside the scanner's field of view were set to {CT_AIR} HU.",
                 "info",
-                {"voxels": int(padded.sum())},
+                {"voxels": padded},
             )
         )
-    return Decoded(base, findings)
+    return findings
 
 
 def scale_of(plane: Plane) -> Scale:
@@ -157,121 +166,6 @@ def _parallel(work: Callable[[int], None], count: int, progress: Progress) -> No
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-
-
-def _check_size(planes: Sequence[Plane], shape: tuple[int, int, int]) -> None:
-    """Refuse headers that promise more pixels than the files can hold, before any memory is taken."""
-    for plane in {id(p.header): p for p in planes}.values():
-        header = plane.header
-        if header.transfer_syntax in NATIVE:
-            need = header.rows * header.columns * stored_dtype(header).itemsize * header.number_of_frames
-            have = header.file_size - header.pixel_offset
-            if have < need:
-                raise InputError(
-                    f"{header.file.name} is truncated: {have} bytes where its header promises {need} bytes of "
-                    "pixels; copy it again"
-                )
-        elif planes_bytes(header) > max(MAX_UNCHECKED_BYTES, MAX_COMPRESSION * header.file_size):
-            raise InputError(
-                f"{header.file.name} promises {planes_bytes(header) / 2**30:.1f} GiB of pixels in a file of "
-                f"{header.file_size / 2**20:.1f} MiB; expected a compression of at most {MAX_COMPRESSION}"
-            )
-
-
-def planes_bytes(header: Header) -> int:
-    """Bytes of all frames of a file when they are decoded."""
-    return int(header.rows * header.columns * stored_dtype(header).itemsize * header.number_of_frames)
-
-
-class _Frames:
-    """Undecoded frames by (file, index); a multi-frame file is cut into frames once."""
-
-    def __init__(self, opener: Opener) -> None:
-        import threading
-
-        self._opener = opener
-        self._cut: dict[int, list[bytes]] = {}
-        self._lock = threading.Lock()
-
-    def open(self, header: Header) -> BinaryIO:
-        return self._opener.open(header.file)
-
-    def encapsulated(self, plane: Plane) -> bytes:
-        header = plane.header
-        if header.number_of_frames == 1:
-            return b"".join(self._load(header))
-        with self._lock:
-            if id(header) not in self._cut:
-                self._cut[id(header)] = self._load(header)
-        frames = self._cut[id(header)]
-        if plane.frame.index >= len(frames):
-            raise InputError(
-                f"{header.file.name} is truncated: frame {plane.frame.index + 1} of {header.number_of_frames} is "
-                "missing; copy it again"
-            )
-        return frames[plane.frame.index]
-
-    def _load(self, header: Header) -> list[bytes]:
-        from pydicom.encaps import generate_fragments, generate_frames
-
-        with self.open(header) as stream:
-            stream.seek(header.pixel_offset)
-            data = stream.read()
-        skip = 12 if data[4:6].isalpha() else 8
-        body = data[skip:]
-        try:
-            if header.number_of_frames == 1:
-                fragments = list(generate_fragments(body))
-                return fragments[1:] if len(fragments) > 1 else fragments
-            return list(generate_frames(body, number_of_frames=header.number_of_frames))
-        except Exception as error:  # the fragments' lengths may say anything
-            raise InputError(f"{header.file.name} is truncated inside its compressed pixels; copy it again") from error
-
-
-def _read(plane: Plane, frames: _Frames, target: NDArray[Any] | None) -> NDArray[Any]:
-    """Stored values (rows, columns) of one plane, in `target` when it can be filled directly."""
-    header = plane.header
-    if header.transfer_syntax in NATIVE:
-        return _read_native(plane, frames, target)
-    if header.transfer_syntax == DEFLATED:
-        return _read_deflated(plane, frames)
-    return decode_frame(frames.encapsulated(plane), header)
-
-
-def _read_native(plane: Plane, frames: _Frames, target: NDArray[Any] | None) -> NDArray[Any]:
-    header = plane.header
-    dtype = stored_dtype(header)
-    count = header.rows * header.columns
-    with frames.open(header) as stream:
-        stream.seek(header.pixel_offset)
-        start = stream.read(12)
-        explicit = start[4:6] in (b"OW", b"OB", b"UN", b"OF", b"OD")
-        stream.seek(header.pixel_offset + (12 if explicit else 8) + plane.frame.index * count * dtype.itemsize)
-        out: Any = target if target is not None else np.empty((header.rows, header.columns), dtype=dtype)
-        reader: Any = stream
-        got = reader.readinto(memoryview(out).cast("B"))
-    if got != count * dtype.itemsize:
-        raise InputError(
-            f"{header.file.name} is truncated: {got} of {count * dtype.itemsize} bytes of pixels; copy it again"
-        )
-    if header.transfer_syntax in (BIG_ENDIAN, GE_PRIVATE):
-        out.byteswap(inplace=True)
-    filled: NDArray[Any] = out
-    return filled
-
-
-def _read_deflated(plane: Plane, frames: _Frames) -> NDArray[Any]:
-    import pydicom
-
-    header = plane.header
-    with frames.open(header) as stream:
-        data = pydicom.dcmread(stream).get("PixelData", b"")
-    dtype = stored_dtype(header).newbyteorder("<")
-    count = header.rows * header.columns
-    start = plane.frame.index * count * dtype.itemsize
-    if len(data) < start + count * dtype.itemsize:
-        raise InputError(f"{header.file.name} is truncated: its pixels are incomplete; copy it again")
-    return np.frombuffer(data, dtype, count, start).reshape(header.rows, header.columns).astype(stored_dtype(header))
 
 
 def _mask_bits(stored: NDArray[Any], header: Header) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from slice3d.io.dicom.choose import Candidate, candidates, pick, role_of, select
 from slice3d.io.dicom.discovery import Found, discover
 from slice3d.io.dicom.geometry import Layout
 from slice3d.io.dicom.header import Header
-from slice3d.io.dicom.pixels import CT_AIR, decode
+from slice3d.io.dicom.pixels import CT_AIR, decode, decode_findings, decode_parts
 from slice3d.io.dicom.repair import repair
 from slice3d.io.dicom.source import source_of
 from slice3d.io.dicom.stacks import Series, group_series, require_layout
@@ -107,15 +108,25 @@ def _volume(chosen: Candidate, settings: LoadSettings, before: tuple[Finding, ..
     stack = chosen.stack
     layout = require_layout(stack, f"series {chosen.key}")
     _refuse(layout, settings, chosen.key)
-    decoded = decode(stack.planes, progress=progress)
     header = stack.planes[0].header
-    findings = [*before, *chosen.series.findings, *stack.findings, *decoded.findings]
-    grid, values, estimated = layout.grid, decoded.values, None
-    if not layout.regular:
-        fill = CT_AIR if header.modality == "CT" else float(values.min())
-        fixed = repair(values, layout, fill=fill, progress=progress)
+    grid, estimated = layout.grid, None
+    parts: list[tuple[int, bool]] = []
+    repaired: list[Finding] = []
+    if layout.regular:
+        decoded = decode(stack.planes, progress=progress)
+        values = decoded.values
+        parts.append((decoded.padded, decoded.odd))
+    else:
+
+        def pieces() -> Iterator[np.ndarray]:
+            for part in decode_parts(stack.planes):
+                parts.append((part.padded, part.odd))
+                yield part.values
+
+        fixed = repair(pieces(), layout, fill=CT_AIR if header.modality == "CT" else None, progress=progress)
         grid, values, estimated = fixed.grid, fixed.values, fixed.estimated
-        findings.append(_repair_finding(layout, estimated))
+        repaired.append(_repair_finding(layout, estimated))
+    findings = [*before, *chosen.series.findings, *stack.findings, *decode_findings(stack.planes, parts), *repaired]
     metadata: dict[str, Any] = dict(header.facts)
     return Volume(
         freeze(values.transpose(2, 1, 0)),

@@ -18,8 +18,8 @@ from slice3d.io.dicom.discovery import discover
 from slice3d.io.dicom.elements import Elements
 from slice3d.io.dicom.geometry import POSITION_TOLERANCE_MM, Layout
 from slice3d.io.dicom.header import Header
-from slice3d.io.dicom.pixels import MAX_COMPRESSION, MAX_UNCHECKED_BYTES
 from slice3d.io.dicom.planes import Target, measure, own_target, place, reference_target
+from slice3d.io.dicom.stored import MAX_COMPRESSION, MAX_UNCHECKED_BYTES
 from slice3d.io.files import quiet
 from slice3d.io.layers import combine
 from slice3d.volume import Segmentation, Volume

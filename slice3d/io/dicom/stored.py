@@ -1,0 +1,155 @@
+"""Files → stored pixels: native bytes read straight into place, compressed frames cut out and decoded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slice3d.errors import InputError
+from slice3d.io.dicom.codecs import decode_frame
+from slice3d.io.dicom.header import Header, stored_dtype
+from slice3d.io.dicom.stacks import Plane
+from slice3d.io.files import Opener
+
+IMPLICIT = "1.2.840.10008.1.2"
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+# GE's private syntax: little-endian header, big-endian pixels
+GE_PRIVATE = "1.2.840.113619.5.2"
+DEFLATED = "1.2.840.10008.1.2.1.99"
+NATIVE = frozenset({IMPLICIT, "1.2.840.10008.1.2.1", BIG_ENDIAN, GE_PRIVATE})
+
+# what a compressed file may promise unseen: this much, or this many times its own size
+MAX_UNCHECKED_BYTES = 256 * 2**20
+MAX_COMPRESSION = 1000
+
+
+def check_size(planes: Sequence[Plane]) -> None:
+    """Refuse headers that promise more pixels than the files can hold, before any memory is taken."""
+    for plane in {id(p.header): p for p in planes}.values():
+        header = plane.header
+        if header.transfer_syntax in NATIVE:
+            need = header.rows * header.columns * stored_dtype(header).itemsize * header.number_of_frames
+            have = header.file_size - header.pixel_offset
+            if have < need:
+                raise InputError(
+                    f"{header.file.name} is truncated: {have} bytes where its header promises {need} bytes of "
+                    "pixels; copy it again"
+                )
+        elif planes_bytes(header) > max(MAX_UNCHECKED_BYTES, MAX_COMPRESSION * header.file_size):
+            raise InputError(
+                f"{header.file.name} promises {planes_bytes(header) / 2**30:.1f} GiB of pixels in a file of "
+                f"{header.file_size / 2**20:.1f} MiB; expected a compression of at most {MAX_COMPRESSION}"
+            )
+
+
+def planes_bytes(header: Header) -> int:
+    """Bytes of all frames of a file when they are decoded."""
+    return int(header.rows * header.columns * stored_dtype(header).itemsize * header.number_of_frames)
+
+
+class Frames:
+    """Undecoded frames by (file, index); a multi-frame file is cut into frames once."""
+
+    def __init__(self, opener: Opener) -> None:
+        self._opener = opener
+        self._cut: dict[int, list[bytes]] = {}
+        self._unpacked: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+
+    def open(self, header: Header) -> BinaryIO:
+        """The file of a header."""
+        return self._opener.open(header.file)
+
+    def encapsulated(self, plane: Plane) -> bytes:
+        """The compressed bytes of one frame."""
+        header = plane.header
+        if header.number_of_frames == 1:
+            return b"".join(self._load(header))
+        with self._lock:
+            if id(header) not in self._cut:
+                self._cut[id(header)] = self._load(header)
+        frames = self._cut[id(header)]
+        if plane.frame.index >= len(frames):
+            raise InputError(
+                f"{header.file.name} is truncated: frame {plane.frame.index + 1} of {header.number_of_frames} is "
+                "missing; copy it again"
+            )
+        return frames[plane.frame.index]
+
+    def deflated(self, header: Header) -> bytes:
+        """The pixels of a deflated file, which can only be unpacked whole; kept while it has more frames."""
+        if header.number_of_frames == 1:
+            return self._inflate(header)
+        with self._lock:
+            if id(header) not in self._unpacked:
+                self._unpacked = {id(header): self._inflate(header)}
+            return self._unpacked[id(header)]
+
+    def _inflate(self, header: Header) -> bytes:
+        import pydicom
+
+        with self.open(header) as stream:
+            return bytes(pydicom.dcmread(stream).get("PixelData", b""))
+
+    def _load(self, header: Header) -> list[bytes]:
+        from pydicom.encaps import generate_fragments, generate_frames
+
+        with self.open(header) as stream:
+            stream.seek(header.pixel_offset)
+            data = stream.read()
+        skip = 12 if data[4:6].isalpha() else 8
+        body = data[skip:]
+        try:
+            if header.number_of_frames == 1:
+                fragments = list(generate_fragments(body))
+                return fragments[1:] if len(fragments) > 1 else fragments
+            return list(generate_frames(body, number_of_frames=header.number_of_frames))
+        except Exception as error:  # the fragments' lengths may say anything
+            raise InputError(f"{header.file.name} is truncated inside its compressed pixels; copy it again") from error
+
+
+def read_stored(plane: Plane, frames: Frames, target: NDArray[Any] | None) -> NDArray[Any]:
+    """Stored values (rows, columns) of one plane, in `target` when it can be filled directly."""
+    header = plane.header
+    if header.transfer_syntax in NATIVE:
+        return _read_native(plane, frames, target)
+    if header.transfer_syntax == DEFLATED:
+        return _read_deflated(plane, frames)
+    return decode_frame(frames.encapsulated(plane), header)
+
+
+def _read_native(plane: Plane, frames: Frames, target: NDArray[Any] | None) -> NDArray[Any]:
+    header = plane.header
+    dtype = stored_dtype(header)
+    count = header.rows * header.columns
+    with frames.open(header) as stream:
+        stream.seek(header.pixel_offset)
+        start = stream.read(12)
+        explicit = start[4:6] in (b"OW", b"OB", b"UN", b"OF", b"OD")
+        stream.seek(header.pixel_offset + (12 if explicit else 8) + plane.frame.index * count * dtype.itemsize)
+        out: Any = target if target is not None else np.empty((header.rows, header.columns), dtype=dtype)
+        reader: Any = stream
+        got = reader.readinto(memoryview(out).cast("B"))
+    if got != count * dtype.itemsize:
+        raise InputError(
+            f"{header.file.name} is truncated: {got} of {count * dtype.itemsize} bytes of pixels; copy it again"
+        )
+    if header.transfer_syntax in (BIG_ENDIAN, GE_PRIVATE):
+        out.byteswap(inplace=True)
+    filled: NDArray[Any] = out
+    return filled
+
+
+def _read_deflated(plane: Plane, frames: Frames) -> NDArray[Any]:
+    header = plane.header
+    data = frames.deflated(header)
+    dtype = stored_dtype(header).newbyteorder("<")
+    count = header.rows * header.columns
+    start = plane.frame.index * count * dtype.itemsize
+    if len(data) < start + count * dtype.itemsize:
+        raise InputError(f"{header.file.name} is truncated: its pixels are incomplete; copy it again")
+    return np.frombuffer(data, dtype, count, start).reshape(header.rows, header.columns).astype(stored_dtype(header))

@@ -27,13 +27,8 @@ def locate(networks: Networks, case: Case, channels: Sequence[int]) -> tuple[Box
     One fold, no flips and tiles that do not overlap show where the structures of `channels` are for a fraction of the
     work. A margin is added, and `grown` checks afterwards that nothing was cut.
     """
-    package, settings = networks.package, case.settings
-    patch = permuted(package.patch_size, case.order)
-    overlap = package.sampling.overlap if settings.overlap is None else settings.overlap
-    quick = len(tile_starts(case.padded_shape, patch, 0.0))
-    full = len(tile_starts(case.padded_shape, patch, overlap)) * len(flips(package, settings)) * len(networks.folds)
-    everything = len(channels) >= networks.channels_out - 1
-    if settings.region == "whole" or everything or full < _LOCATE_FROM or quick > _LOCATE_SHARE * full:
+    package = networks.package
+    if not runs(networks, case.padded_shape, permuted(package.patch_size, case.order), channels, case.settings)[0]:
         return None, None
     census = Census(networks.channels_out, package.activation)
     sweep = Sweep(0.0, [()], networks.folds[:1])
@@ -46,6 +41,19 @@ def locate(networks: Networks, case: Case, channels: Sequence[int]) -> tuple[Box
     margin = np.ceil(_MARGIN_MM / np.array(permuted_floats(case.frame.spacing_mm, case.order))).astype(int)
     low = np.maximum(found[0] - np.maximum(margin, 2), 0)
     return (low, np.minimum(found[1] + np.maximum(margin, 2), case.shape)), census
+
+
+def runs(
+    networks: Networks, shape: Axes, patch: Axes, channels: Sequence[int], settings: InferenceSettings
+) -> tuple[int, int]:
+    """Network runs to look for the region first (0: that would not pay), and for all of an image of this shape."""
+    overlap = networks.package.sampling.overlap if settings.overlap is None else settings.overlap
+    quick = len(tile_starts(shape, patch, 0.0))
+    full = len(tile_starts(shape, patch, overlap)) * len(flips(networks.package, settings)) * len(networks.folds)
+    everything = len(channels) >= networks.channels_out - 1
+    if settings.region == "whole" or everything or full < _LOCATE_FROM or quick > _LOCATE_SHARE * full:
+        return 0, full
+    return quick, full
 
 
 def grown(box: Box, found: NDArray[np.int64] | None, shape: Axes) -> Box | None:

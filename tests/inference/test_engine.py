@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from slice3d.errors import InputError, ModelError
-from slice3d.inference import Engine, InferenceSettings, predict
+from slice3d.inference import Engine, InferenceSettings, estimate, predict
 from slice3d.models import ModelPackage
 from slice3d.models.loading import load_network
 from slice3d.resample import axis_moves, reorient, undo_moves
@@ -177,6 +177,24 @@ def test_what_lies_inside_a_wanted_structure_is_listed_only_when_asked_for(tmp_p
         assert set(np.unique(result.labels)) - {0} <= set(result.names)
         for name in structures:
             np.testing.assert_array_equal(result.mask(name), every.mask(name))
+
+
+@pytest.mark.parametrize("shape", [(21, 33, 27), (61, 90, 40)])
+def test_estimate_is_what_a_run_takes(tiny: ModelPackage, shape: tuple[int, int, int]) -> None:
+    volume = oblique_volume(shape)
+    engine = Engine(tiny, FLOAT32)
+    whole = replace(FLOAT32, region="whole")
+    told = estimate(engine, volume.grid, structures=["liver"], settings=whole)
+    ran = engine.predict(volume, structures=["liver"], settings=whole).metadata
+    assert told.runs == ran["tiles"]
+    assert told.memory_gib == pytest.approx(ran["memory_planned_gib"], abs=0.1)
+    assert told.run_s > 0
+    assert (told.device, told.precision, told.threads) == (ran["device"], ran["precision"], ran["threads"])
+    # looking for the region first adds a look, and what it finds is no more than everything
+    told = estimate(engine, volume.grid, structures=["liver"], settings=FLOAT32)
+    assert told.runs >= engine.predict(volume, structures=["liver"], settings=FLOAT32).metadata["tiles"]
+    with pytest.raises(ModelError, match="raise --memory"):
+        estimate(engine, volume.grid, settings=replace(FLOAT32, memory_gib=0.1))
 
 
 def test_probability_of_a_structure_agrees_with_its_label(tiny: ModelPackage) -> None:

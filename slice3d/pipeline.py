@@ -68,7 +68,7 @@ class RunResult:
         return {
             "structures": dict(self.metrics["structures"]),
             "findings": _jsonable([finding.to_dict() for finding in self.findings]),
-            "outputs": sorted(self.manifest["outputs"]),
+            "outputs": sorted([*self.manifest["outputs"], "manifest.json"]),
             "model": self.manifest["model"],
             "timings_s": self.manifest["timings_s"],
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,9 @@ def batch(
     linkage: Annotated[
         Path | None, typer.Option("--linkage", help="File, not in OUT, for the table case → study.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say which series of each study would be used.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
@@ -40,6 +43,9 @@ def batch(
     if scheduler is None:
         execution = execution.with_budget()
         console.say(execution.budget(), quiet=silent)
+    if dry_run:
+        _plan(cohort, quiet=quiet, as_json=as_json)
+        return
     with console.progress_bar(silent) as progress:
         settings = RunSettings(organs=organs, model=model)
         result = run_cohort(cohort, out, settings=settings, execution=execution, progress=progress)
@@ -48,4 +54,41 @@ def batch(
         return
     counts = f"{result.done} done, {result.reused} done before, {result.failed} failed, {result.seconds:.0f} s"
     console.say(counts, quiet=quiet)
-    console.say(f"results in {out}: index.html, cohort.csv, cohort.parquet, cases", quiet=quiet)
+    console.say(f"results in {console.link(out)}: index.html, cohort.csv, cohort.parquet, cases", quiet=quiet)
+
+
+def _plan(cohort: str, *, quiet: bool, as_json: bool) -> None:
+    """What headers say of each case, by number: names of folders can be names of persons."""
+    from slice3d import io
+    from slice3d.cli.info import describe
+    from slice3d.cohort.cases import find_cases
+    from slice3d.cohort.reasons import explain, redact
+    from slice3d.errors import Slice3DError
+
+    cases = find_cases(cohort)
+    rows: list[dict[str, Any]] = []
+    with console.progress_bar(quiet or as_json) as progress:
+        for n, case in enumerate(cases, start=1):
+            row: dict[str, Any] = {"case": case.number, "series": None, "about": "", "problem": case.problem}
+            if not case.problem and case.source.startswith("dicomweb"):
+                row["about"] = "in the archive: its series are chosen once it is fetched"
+            elif not case.problem:
+                try:
+                    listing = io.scan(case.source)
+                    found = [s for s in listing if (s.key == case.series if case.series else s.picked)]
+                    problem = found[0].problem if found else listing.why
+                    row["problem"] = redact(problem, Path(case.source), Path(case.source).rglob("*"))
+                    if found:
+                        row.update(series=found[0].key, about=describe(found[0]))
+                except Slice3DError as error:
+                    row["problem"] = explain(error, Path(case.source), Path(case.source).rglob("*"))
+            rows.append(row)
+            progress("headers", n / len(cases))
+    ready = sum(not row["problem"] for row in rows)
+    if as_json:
+        console.say_json({"cases": rows, "ready": ready})
+        return
+    for row in rows:
+        about = f"series {row['series']}  {row['about']}" if row["series"] else row["about"]
+        console.say(f"{row['case']:>4}  {row['problem'] or about}", quiet=quiet)
+    console.say(f"{ready} of {len(rows)} studies can be used; nothing was written", quiet=quiet)

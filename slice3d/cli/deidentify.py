@@ -17,6 +17,7 @@ def deidentify(
         Path | None, typer.Option("--key", help="File with a secret: the same secret gives the same pseudonyms.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Write copies of all DICOM files of STUDY following the standard's Basic Profile."""
     from slice3d.errors import InputError
@@ -31,5 +32,8 @@ def deidentify(
         if len(secret) < 16:
             raise InputError(f"the key has {len(secret)} bytes; expected 16 or more; make one with `openssl rand 32`")
     findings = write(study, out, key=secret)
+    if as_json:
+        console.say_json({"findings": [finding.to_dict() for finding in findings]})
+        return
     console.say_findings(findings, quiet=quiet)
-    console.say(f"de-identified copies in {out}", quiet=quiet)
+    console.say(f"de-identified copies in {console.link(out)}", quiet=quiet)

@@ -32,7 +32,7 @@ def _show(listing: Listing) -> None:
         about = f": {study.description}" if study.description else ""
         console.say(f"study {study.number} (patient {study.patient}){about}")
         for series in study.series:
-            console.say(f"{'→' if series.picked else ' '} series {series.key}  {_describe(series)}")
+            console.say(f"{'→' if series.picked else ' '} series {series.key}  {describe(series)}")
             if series.problem and not any(series.problem in finding.message for finding in series.findings):
                 console.say(f"      {series.problem}")
             console.say_findings(series.findings, indent="   ")
@@ -41,7 +41,8 @@ def _show(listing: Listing) -> None:
     console.say(f"{listing.files} file{'s' * (listing.files != 1)}; `load` would pick {chosen}: {listing.why}")
 
 
-def _describe(series: SeriesEntry) -> str:
+def describe(series: SeriesEntry) -> str:
+    """One line about a series."""
     parts = [series.modality or "unknown modality"]
     if series.shape:
         parts.append("×".join(str(n) for n in series.shape))

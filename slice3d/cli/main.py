@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from slice3d import __version__
-from slice3d.cli import console, models
+from slice3d.cli import config, console, models
 from slice3d.cli.batch import batch
 from slice3d.cli.deidentify import deidentify
 from slice3d.cli.evaluate import evaluate
@@ -27,9 +30,19 @@ from slice3d.cli.view import view
 from slice3d.cli.watch import watch
 from slice3d.errors import Slice3DError
 
+EXIT_CODES = {
+    0: "done",
+    1: "the reader of the output went away, or an error in slice3d itself",
+    2: "bad input or wrong use",
+    3: "a model or an extra is missing",
+    4: "a quality gate failed (--print-ready)",
+    130: "stopped by Ctrl-C",
+    143: "stopped by SIGTERM",
+}
 app = typer.Typer(
     name="slice3d",
     help="From the 2D slices of a CT or MR study to measured 3D models. Not a medical device.",
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -51,15 +64,32 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
+    defaults: Annotated[
+        Path | None,
+        typer.Option("--config", help=f"TOML file of defaults per command (default: {config.NAME} here, if any)."),
+    ] = None,
 ) -> None:
-    pass
+    path = defaults if defaults is not None else Path(config.NAME)
+    if defaults is not None or path.is_file():
+        context.default_map = config.defaults(context, path)
+        if sys.stderr.isatty():
+            print(f"defaults from {path}", file=sys.stderr)
+
+
+def _terminate(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the cleaning short
+    console.fail("stopped before the results were complete; run the same command again")
+    sys.exit(143)
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 2 bad input, 3 missing model or extra, 4 quality gate failed, 130 stopped."""
+    """Run the command line. What it exits with: `EXIT_CODES`."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without "²", a file name that is no text: no traceback
             stream.reconfigure(errors="replace")

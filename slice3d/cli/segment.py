@@ -8,17 +8,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slice3d.cli import console
+from slice3d.cli import plan as planning
+from slice3d.cli.complete import models, organs
 from slice3d.cli.values import OnIrregular, gib, millimetres
 
 if TYPE_CHECKING:
     from slice3d.pipeline import RunResult
 
+_FIRST = {
+    "report.html": "open it in a browser: slices, surfaces, numbers, what to check",
+    "preview.png": "the same as one picture",
+}
+
 
 def segment(
     study: Annotated[Path, typer.Argument(help="The study: folder, file or .zip (DICOM, NIfTI, NRRD, MHA).")],
-    organ: Annotated[list[str], typer.Option("--organ", "-o", help="Structure; repeat it or separate by commas.")],
+    organ: Annotated[
+        list[str],
+        typer.Option("--organ", "-o", help="Structure; repeat it or separate by commas.", autocompletion=organs),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
-    model: Annotated[str | None, typer.Option("--model", help="Model package (default: chosen by organ).")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model package (default: chosen by organ).", autocompletion=models)
+    ] = None,
     series: Annotated[str | None, typer.Option("--series", help="Series to use, as `slice3d info` numbers it.")] = None,
     reference: Annotated[Path | None, typer.Option("--reference", help="Reference labels to score against.")] = None,
     on_gap: Annotated[OnIrregular, typer.Option("--on-gap", help="Missing or uneven slices.")] = "resample",
@@ -30,6 +42,10 @@ def segment(
         bool, typer.Option("--dicom-seg", help="Also write segmentation.dcm; it carries patient identifiers.")
     ] = False,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say which series, which model, how much memory and time.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open report.html in the browser.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -48,20 +64,38 @@ def segment(
         on_tilt=on_tilt,
         spacing_mm=millimetres(spacing),
     )
+    if dry_run:
+        found = planning.plan(study, settings)
+        if as_json:
+            console.say_json(found.to_dict())
+        elif not quiet:
+            planning.show(found, out)
+        return
     with console.progress_bar(quiet or as_json) as progress:
         result = run(study, out, settings=settings, reference=reference, progress=progress)
     if as_json:
         console.say_json(result.summary())
     elif not quiet:
         _show(result, out)
+    page = out / "report.html"
+    if show and page.is_file():
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
 
 
 def _show(result: RunResult, out: Path) -> None:
     summary = result.summary()
+    width = max((len(name) for name in summary["structures"]), default=0)
     for name, row in summary["structures"].items():
-        console.say(f"{name}: {', '.join(_facts(row))}")
+        console.say(f"{name:<{width}}  {', '.join(_facts(row))}")
     console.say_findings(result.findings)
-    console.say(f"results in {out}: {', '.join(summary['outputs'])}")
+    console.say(f"in {console.link(out)}, after {console.duration(sum(summary['timings_s'].values()))}:")
+    rest = [name for name in summary["outputs"] if name not in _FIRST]
+    for name, what in _FIRST.items():
+        if name in summary["outputs"]:
+            console.say(f"  {console.link(out / name)}  {what}")
+    console.say(f"  {', '.join(rest)}")
 
 
 def _facts(row: dict[str, Any]) -> list[str]:

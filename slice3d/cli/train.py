@@ -25,6 +25,7 @@ def train(
     ] = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Print the plan and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print where the package is, or the plan, as JSON.")] = False,
 ) -> None:
     """Train a network and export it as a model package; run again after an interruption to go on."""
     from slice3d.errors import InputError
@@ -38,9 +39,9 @@ def train(
     first = os.environ.get("RANK", "0") == "0"
 
     def report(line: str) -> None:
-        console.say(line, quiet=quiet or not first)
+        console.say(line, quiet=quiet or as_json or not first)
 
-    with console.progress_bar(quiet or not first) as progress:
+    with console.progress_bar(quiet or as_json or not first) as progress:
         if recipe is not None:
             if recipe not in RECIPES:
                 raise InputError(f"no recipe {recipe!r}; there are: {', '.join(sorted(RECIPES))}")
@@ -52,8 +53,13 @@ def train(
         else:
             options = read_config(config)
             if plan_only:
-                for line in plan_dataset(read_dataset(dataset), options, progress=progress).lines():
+                lines = plan_dataset(read_dataset(dataset), options, progress=progress).lines()
+                for line in lines:
                     report(line)
+                if as_json and first:
+                    console.say_json({"plan": list(lines)})
                 return
             package = train_dataset(dataset, out, options, report=report, processes=processes, progress=progress)
-    report(f"package in {package}")
+    report(f"package in {console.link(package)}")
+    if as_json and first:
+        console.say_json({"package": str(package)})

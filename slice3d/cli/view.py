@@ -22,13 +22,14 @@ def view(
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Make one offline HTML page with slices, overlay, surfaces, numbers and findings."""
     from slice3d import io, viewer
 
     surfaces, labels = _sort(results or [])
     viewer.niivue_source()  # a missing extra is said before anything is loaded
-    with console.progress_bar(quiet) as progress:
+    with console.progress_bar(quiet or as_json) as progress:
         progress("load", 0.0)
         volume = io.load(study)
         segmentation = _labels(labels, volume)
@@ -37,7 +38,12 @@ def view(
         progress("page", 0.0)
         viewer.report(volume, segmentation, meshes, out)
         progress("page", 1.0)
-    console.say(f"{out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser; it needs no network", quiet=quiet)
+    size = out.stat().st_size
+    if as_json:
+        console.say_json({"outputs": [out.name], "bytes": size})
+    else:
+        text = f"{console.link(out)} ({size / 1e6:.1f} MB): open it in a browser; it needs no network"
+        console.say(text, quiet=quiet)
     if show:
         import webbrowser
 

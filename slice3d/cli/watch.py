@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ def watch(
     memory: Annotated[float | None, typer.Option("--memory", help="GiB for all workers together.")] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds a case may take.")] = 3600.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per study.")] = False,
 ) -> None:
     """Wait for studies in IN and do each as soon as it is whole; stop with Ctrl-C."""
     from slice3d.cohort import CohortSettings, WatchSettings, pipeline_job
@@ -29,10 +31,14 @@ def watch(
     organs = tuple(part.strip() for entry in organ for part in entry.split(",") if part.strip())
     job = pipeline_job(RunSettings(organs=organs, model=model))
     execution = CohortSettings(workers=workers, memory_gib=memory, timeout_s=timeout).with_budget()
+    quiet = quiet or as_json
     console.say(execution.budget(), quiet=quiet)
     console.say("waiting for studies; Ctrl-C stops", quiet=quiet)
     try:
         for record in watch_folder(inbox, out, job=job, settings=WatchSettings(settle_s=settle), execution=execution):
-            console.say(f"{record.case}: {record.status} {record.reason}".rstrip(), quiet=quiet)
+            if as_json:
+                print(json.dumps({"case": record.case, "status": record.status, "reason": record.reason}), flush=True)
+            else:
+                console.say(f"{record.case}: {record.status} {record.reason}".rstrip(), quiet=quiet)
     except KeyboardInterrupt:
         console.say("stopped; finished cases are kept", quiet=quiet)

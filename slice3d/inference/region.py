@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from slice3d.inference.case import Axes, Case, permuted, permuted_floats
 from slice3d.inference.census import Census
 from slice3d.inference.networks import Networks, flips
+from slice3d.inference.settings import InferenceSettings
 from slice3d.inference.sweep import Sweep, planes
 from slice3d.inference.tiles import tile_starts
 

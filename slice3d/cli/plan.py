@@ -1,0 +1,135 @@
+"""`slice3d segment … --dry-run`: which series, which model, how much memory and time, before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slice3d.cli import console
+
+if TYPE_CHECKING:
+    from slice3d.grid import Grid
+    from slice3d.inference import Estimate
+    from slice3d.io.listing import Listing, SeriesEntry
+    from slice3d.models import ModelPackage
+    from slice3d.pipeline import RunSettings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do. outputs: files that it would write into the folder."""
+
+    series: SeriesEntry
+    why: str
+    package: ModelPackage
+    structures: tuple[str, ...]
+    estimate: Estimate
+    outputs: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dictionary without identifiers."""
+        needed = self.estimate
+        return {
+            "series": self.series.to_dict(),
+            "why": self.why,
+            "model": {
+                "name": self.package.name,
+                "version": self.package.version,
+                "licence": self.package.licence,
+                "spacing_mm": list(self.package.spacing_mm),
+            },
+            "structures": list(self.structures),
+            "device": needed.device,
+            "precision": needed.precision,
+            "threads": needed.threads,
+            "network_runs": needed.runs,
+            "network_run_s": needed.run_s,
+            "network_s": round(needed.seconds, 1),
+            "network_memory_gib": needed.memory_gib,
+            "memory_budget_gib": needed.budget_gib,
+            "outputs": list(self.outputs),
+        }
+
+
+def plan(study: Path, settings: RunSettings) -> Plan:
+    """Read the headers of `study`, choose as `slice3d.pipeline.run` would, and time the network once.
+
+    Raises what the run itself would raise before it starts to work.
+    """
+    from slice3d import anatomy, io, models
+    from slice3d.errors import InputError
+    from slice3d.inference import InferenceSettings, engine_for
+    from slice3d.inference import estimate as estimated
+
+    if not settings.organs:
+        raise InputError("no structure asked for; expected at least one, e.g. --organ liver")
+    models.find(settings.organs, model=settings.model)  # an unknown organ must not wait for the headers
+    listing = io.scan(study)
+    series = _chosen(listing, settings.series)
+    spacing = series.spacing_mm or settings.spacing_mm
+    if series.shape is None or spacing is None or len(spacing) != 3:
+        raise InputError(f"the size of series {series.key} is known only once it is loaded; run without --dry-run")
+    package = models.find(settings.organs, modality=series.modality, model=settings.model)
+    structures = tuple(
+        dict.fromkeys(n for organ in settings.organs for n in anatomy.resolve(organ, package.structures))
+    )
+    inference = settings.inference or InferenceSettings()
+    engine = engine_for(package, device=inference.device, precision=inference.precision, folds=inference.folds)
+    estimate = estimated(engine, _grid(series, spacing), structures=structures, settings=inference)
+    why = listing.why if series.picked else "asked for with --series"
+    return Plan(series, why, package, structures, estimate, _outputs(structures, settings))
+
+
+def _chosen(listing: Listing, key: str | None) -> SeriesEntry:
+    from slice3d.errors import InputError
+
+    found = [entry for entry in listing if (entry.picked if key is None else entry.key == key)]
+    if not found:
+        keys = ", ".join(entry.key for entry in listing) or "none"
+        said = listing.why if key is None else f"there is no series {key!r}"
+        raise InputError(f"{said}; expected one of {keys}; choose it with --series")
+    if found[0].problem:
+        raise InputError(f"series {found[0].key} cannot be loaded: {found[0].problem}; choose another with --series")
+    return found[0]
+
+
+def _grid(series: SeriesEntry, spacing_mm: Sequence[float]) -> Grid:
+    """A grid of the series' size and axes; where it lies does not matter here."""
+    import numpy as np
+
+    from slice3d.grid import Grid
+
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, letter in enumerate(series.orientation or "RAS"):
+        world = next(n for n, pair in enumerate(("LR", "PA", "IS")) if letter in pair)
+        affine[world, axis] = spacing_mm[axis] * (1 if letter in "RAS" else -1)
+    return Grid(series.shape or (1, 1, 1), affine)
+
+
+def _outputs(structures: tuple[str, ...], settings: RunSettings) -> tuple[str, ...]:
+    names = ["segmentation.nii.gz", "segmentation.seg.nrrd", *(f"{name}.stl" for name in structures)]
+    names += ["preview.png", "metrics.json", "manifest.json"]
+    names += ["report.html"] * settings.report + ["segmentation.dcm"] * settings.dicom_seg
+    return tuple(sorted(names))
+
+
+def show(found: Plan, out: Path) -> None:
+    """Print it for people."""
+    from slice3d.cli.info import describe
+
+    needed = found.estimate
+    console.say(f"series   {found.series.key}: {describe(found.series)}")
+    console.say(f"         {found.why}")
+    package = found.package
+    console.say(f"model    {package.name} {package.version}, {package.licence}: {', '.join(found.structures)}")
+    console.say(f"memory   about {needed.memory_gib:.1f} GiB for the network, budget {needed.budget_gib:.1f} GiB")
+    console.say(
+        f"time     about {console.duration(needed.seconds)} for the network: {needed.runs} runs of {needed.run_s:.2f} s "
+        f"on {needed.device}, {needed.threads} threads, one timed just now"
+    )
+    console.say(f"would write to {out}: {', '.join(found.outputs)}")
+    console.say("nothing was written")
+    console.say_findings(found.series.findings)

@@ -28,8 +28,15 @@ DEFLATED_FRAMES = _T + "8.1"
 SUPPORTED = JPEG | JPEG_LS | JPEG_2000 | {RLE, UNCOMPRESSED, DEFLATED_FRAMES}
 
 
-def decode_frame(data: bytes, header: Header) -> NDArray[Any]:
-    """(rows, columns) stored values. Raises `InputError` when the syntax is unknown or the frame is damaged."""
+# bytes, or a view of some
+Data = bytes | memoryview
+
+
+def decode_frame(data: Data, header: Header, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """(rows, columns) stored values, in `out` where it is of their type.
+
+    Raises `InputError` when the syntax is unknown or the frame is damaged.
+    """
     syntax, label = header.transfer_syntax, header.file.name
     if syntax not in SUPPORTED:
         raise InputError(
@@ -43,30 +50,49 @@ def decode_frame(data: bytes, header: Header) -> NDArray[Any]:
             f"{label} holds a picture of {size[0]}×{size[1]} pixels in {size[2]} colours where its header says "
             f"{header.rows}×{header.columns} in 1; expected the same; export it again"
         )
-    if size is None or (syntax not in JPEG_2000 and b"\xff\xd9" not in data.rstrip(b"\0")[-64:]):
+    if size is None or (syntax not in JPEG_2000 and b"\xff\xd9" not in _end(data)):
         raise InputError(f"{label} is truncated inside its {_title(syntax)} pixels; copy it again")
-    return _as_stored(_decode(data, header), header)
+    return _as_stored(_decode(data, header, out), header)
 
 
-def _decode(data: bytes, header: Header) -> NDArray[Any]:
+def _end(data: Data) -> bytes:
+    """The last bytes that are no padding."""
+    for length in (256, len(data)):
+        end = bytes(data[-length:]).rstrip(b"\0")
+        if len(end) >= 64:
+            break
+    return end[-64:]
+
+
+def _decode(data: Data, header: Header, out: NDArray[Any] | None) -> NDArray[Any]:
     import imagecodecs
 
     syntax = header.transfer_syntax
-    decoder = (
+    decoder: Any = (
         imagecodecs.jpeg2k_decode
         if syntax in JPEG_2000
         else imagecodecs.jpegls_decode
         if syntax in JPEG_LS
         else imagecodecs.jpeg8_decode
     )
+    # JPEG-LS knows no sign; a signed JPEG 2000 stream would be written over unsigned pixels without a word
+    if out is not None and syntax in JPEG_LS and out.dtype.kind == "u":
+        try:
+            decoder(data, out=out)
+        except (TypeError, ValueError):
+            pass  # the stream is of another type than the header says
+        except Exception:  # each codec has its own error type
+            return _second_opinion(data, header)
+        else:
+            return out
     try:
         values: NDArray[Any] = decoder(data)
-    except Exception:  # each codec has its own error type
+    except Exception:  # as above
         return _second_opinion(data, header)
     return values
 
 
-def _second_opinion(data: bytes, header: Header) -> NDArray[Any]:
+def _second_opinion(data: Data, header: Header) -> NDArray[Any]:
     """What pydicom's plugins make of it."""
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
@@ -86,8 +112,8 @@ def _second_opinion(data: bytes, header: Header) -> NDArray[Any]:
             "number_of_frames": 1,
             "pixel_keyword": "PixelData",
         }
-        values, _ = decoder.as_array(encapsulate([data]), raw=True, decoding_plugin=plugins[0], **options)
-    except Exception as error:  # as above, for every plugin
+        values, _ = decoder.as_array(encapsulate([bytes(data)]), raw=True, decoding_plugin=plugins[0], **options)
+    except Exception as error:  # the plugins likewise
         title = _title(header.transfer_syntax)
         raise InputError(f"{header.file.name} holds damaged {title} pixels; copy it again") from error
     return np.asarray(values)
@@ -116,14 +142,14 @@ def _as_stored(values: NDArray[Any], header: Header) -> NDArray[Any]:
     return np.ascontiguousarray(values.astype(wanted, casting="unsafe", copy=False))
 
 
-def _expand(data: bytes, header: Header) -> bytes:
+def _expand(data: Data, header: Header) -> Data:
     need = header.rows * header.columns * (header.bits_allocated // 8)
     label = header.file.name
     try:
         if header.transfer_syntax == RLE:
             from rle.rle import decode_frame as decode_rle
 
-            return bytes(decode_rle(data, header.rows * header.columns, header.bits_allocated, "<"))
+            return bytes(decode_rle(bytes(data), header.rows * header.columns, header.bits_allocated, "<"))
         if header.transfer_syntax == DEFLATED_FRAMES:
             return zlib.decompressobj(-15).decompress(data, need)
     except BaseException as error:  # the codecs raise their own kinds, a panic in Rust is no Exception
@@ -138,7 +164,7 @@ def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
 
 
-def _bytes_to_pixels(data: bytes, header: Header) -> NDArray[Any]:
+def _bytes_to_pixels(data: Data, header: Header) -> NDArray[Any]:
     dtype = stored_dtype(header)
     count = header.rows * header.columns
     if len(data) < count * dtype.itemsize:
@@ -149,7 +175,7 @@ def _bytes_to_pixels(data: bytes, header: Header) -> NDArray[Any]:
     return values.astype(dtype)
 
 
-def stream_size(data: bytes, syntax: str) -> tuple[int, int, int] | None:
+def stream_size(data: Data, syntax: str) -> tuple[int, int, int] | None:
     """(rows, columns, components) as the compressed stream itself says, None when it does not get that far."""
     try:
         return _size_2000(data) if syntax in JPEG_2000 else _size_jpeg(data)
@@ -157,8 +183,9 @@ def stream_size(data: bytes, syntax: str) -> tuple[int, int, int] | None:
         return None
 
 
-def _size_2000(data: bytes) -> tuple[int, int, int] | None:
+def _size_2000(data: Data) -> tuple[int, int, int] | None:
     # SOC then SIZ (ISO/IEC 15444-1 A.5.1); some writers put a JP2 box around the codestream
+    data = bytes(data[:4200])
     start = data.find(b"\xff\x4f\xff\x51", 0, 4096)
     if start < 0:
         return None
@@ -167,9 +194,9 @@ def _size_2000(data: bytes) -> tuple[int, int, int] | None:
     return y1 - y0, x1 - x0, components
 
 
-def _size_jpeg(data: bytes) -> tuple[int, int, int] | None:
+def _size_jpeg(data: Data) -> tuple[int, int, int] | None:
     # segments up to the start of frame (ITU T.81 B.1, T.87 C.1)
-    position = data.find(b"\xff\xd8", 0, 64)
+    position = bytes(data[:64]).find(b"\xff\xd8")
     if position < 0:
         return None
     position += 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
+import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,9 @@ from slice3d.progress import Progress, silent
 MAX_FILES = 1_000_000
 # a header rarely exceeds this; longer ones are read whole
 _HEAD_BYTES = 256 * 1024
+# after so many files it is known how long one takes, and whether that is the computer or the way to the file
+_PROBE = 16
+_SLOW_S = 0.004
 
 
 @dataclass
@@ -137,8 +142,14 @@ def _collect(
 
 
 def _read_all(files: list[FileRef], progress: Progress) -> Found:
+    started = time.perf_counter()
+    first = [_read_one(file) for file in files[:_PROBE]]
+    # from a disk, threads only wait for each other; from a network they wait for files at the same time
+    if time.perf_counter() - started < _SLOW_S * len(first):
+        return _collect(files, itertools.chain(first, map(_read_one, files[_PROBE:])), len(files), progress)
     with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2)) as pool:
-        return _collect(files, pool.map(_read_one, files), len(files), progress)
+        rest = pool.map(_read_one, files[_PROBE:])
+        return _collect(files, itertools.chain(first, rest), len(files), progress)
 
 
 def _read_zip(path: Path, progress: Progress) -> Found:

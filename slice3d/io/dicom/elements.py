@@ -28,7 +28,8 @@ def tag_of(keyword: str) -> int:
 
 
 @functools.cache
-def _vr_of(tag: int) -> str:
+def vr_of(tag: int) -> str:
+    """The VR of a tag in the standard, "UN" where it has none."""
     from pydicom.datadict import dictionary_VR
 
     try:
@@ -153,7 +154,7 @@ class Elements:
             return list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
         vr = self._table[tag].VR
         if vr in (None, "UN"):
-            vr = known_vr or _vr_of(tag)
+            vr = known_vr or vr_of(tag)
         if vr in _BINARY:
             size = struct.calcsize(self._order + _BINARY[vr])
             count = min(len(value) // size, _MANY)

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from slice3d.errors import InputError
 from slice3d.io.dicom.elements import Elements
+from slice3d.io.dicom.quick import read_quick
 from slice3d.io.files import FileRef
 
 MAX_SIDE = 65535
@@ -148,9 +149,16 @@ def read_header(file: FileRef, stream: BinaryIO, *, size: int) -> Header | None:
     if not looks_like_dicom(start):
         return None
     stream.seek(0)
+    quick = read_quick(stream)
     try:
-        dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=start[128:132] != b"DICM")
-        header = _interpret(dataset, file, stream, size)
+        if quick is not None:
+            dataset, offset = quick
+            stream.seek(offset)
+            header = _interpret(dataset, file, stream, size)
+        else:
+            stream.seek(0)
+            full = pydicom.dcmread(stream, stop_before_pixels=True, force=start[128:132] != b"DICM")
+            header = _interpret(full, file, stream, size)
         if header is None and start[128:132] == b"DICM":
             raise InputError(f"{file.name} is a DICOM file that ends before it says what it is; copy it again")
         return header

@@ -7,6 +7,7 @@ table or rescale (PS3.3 C.11.1), padding (C.7.5.1.1.2), display inversion (C.7.6
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 from slice3d.findings import Finding
 from slice3d.io.dicom.header import Header, stored_dtype
 from slice3d.io.dicom.stacks import Plane
-from slice3d.io.dicom.stored import Frames, check_size, read_stored
+from slice3d.io.dicom.stored import NATIVE, Frames, check_size, read_stored
 from slice3d.io.files import Opener, quiet
 from slice3d.progress import Progress, silent
 
 CT_AIR = -1024
+# a native plane that takes longer than this comes from a slow disk or a network
+_SLOW_S = 0.004
 
 
 @dataclass(frozen=True)
@@ -84,17 +87,17 @@ def _decode(planes: Sequence[Plane], frames: Frames, progress: Progress) -> Deco
     padded = np.zeros(len(planes), dtype=np.int64)
 
     def one(k: int) -> None:
-        plane = planes[k]
-        stored = read_stored(plane, frames, base[k] if work == stored_dtype(plane.header) else None)
+        plane, place = planes[k], base[k]
+        stored = read_stored(plane, frames, place if work == stored_dtype(plane.header) else None)
         stored = _mask_bits(stored, plane.header)
         if whole:
-            if stored is not base[k]:
-                base[k] = stored
-            low[k], high[k] = base[k].min(), base[k].max()
+            if stored is not place:
+                place[...] = stored
+            low[k], high[k] = place.min(), place.max()
         else:
-            padded[k] = _physical(stored, plane, scales[k], inverted, base[k])
+            padded[k] = _physical(stored, plane, scales[k], inverted, place)
 
-    _parallel(one, len(planes), progress)
+    _each(one, len(planes), progress, cheap=all(p.header.transfer_syntax in NATIVE for p in planes))
     odd = not whole and not bool(np.isfinite(base).all())
     if whole:
         base, padded = _finish_whole(base, planes, scales, inverted, low, high)
@@ -154,15 +157,28 @@ def _philips_finding(plane: Plane) -> Finding:
     )
 
 
-def _parallel(work: Callable[[int], None], count: int, progress: Progress) -> None:
-    workers = min(count, max(2, os.cpu_count() or 1), 16)
-    done = 0
+def _each(work: Callable[[int], None], count: int, progress: Progress, *, cheap: bool) -> None:
+    """Do the work for every plane, by several threads. cheap: it is hardly more than reading, for which threads pay
+    only when the files come slowly.
+    """
+
+    def note(done: int) -> None:
+        if done % 8 == 0 or done == count:
+            progress("reading pixels", done / count)
+
+    done, started = 0, time.perf_counter()
+    while cheap and done < count and time.perf_counter() - started <= _SLOW_S * (done + 1):
+        work(done)
+        done += 1
+        note(done)
+    if done == count:
+        return
+    # more than there are cores: some wait for files or the interpreter while others decode
+    workers = min(count - done, 2 * (os.cpu_count() or 1), 16)
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for _ in pool.map(work, range(count)):
-                done += 1
-                if done % 8 == 0 or done == count:
-                    progress("reading pixels", done / count)
+            for n, _ in enumerate(pool.map(work, range(done, count)), start=done + 1):
+                note(n)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -267,7 +283,8 @@ def _finish_whole(
             padded[k] = np.count_nonzero(mask)
             values[mask] = CT_AIR
 
-    _parallel(one, len(planes), silent)
+    for k in range(len(planes)):
+        one(k)
     return out, padded
 
 

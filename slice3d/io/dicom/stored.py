@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Sequence
 from typing import Any, BinaryIO
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slice3d.errors import InputError
-from slice3d.io.dicom.codecs import decode_frame
+from slice3d.io.dicom.codecs import Data, decode_frame
 from slice3d.io.dicom.header import Header, stored_dtype
 from slice3d.io.dicom.stacks import Plane
 from slice3d.io.files import Opener
@@ -64,14 +65,14 @@ class Frames:
         """The file of a header."""
         return self._opener.open(header.file)
 
-    def encapsulated(self, plane: Plane) -> bytes:
+    def encapsulated(self, plane: Plane) -> Data:
         """The compressed bytes of one frame."""
         header = plane.header
         if header.number_of_frames == 1:
-            return b"".join(self._load(header))
+            return _joined(_fragments(self._load(header), header.file.name))
         with self._lock:
             if id(header) not in self._cut:
-                self._cut[id(header)] = self._load(header)
+                self._cut[id(header)] = self._frames(header)
         frames = self._cut[id(header)]
         if plane.frame.index >= len(frames):
             raise InputError(
@@ -95,21 +96,38 @@ class Frames:
         with self.open(header) as stream:
             return bytes(pydicom.dcmread(stream).get("PixelData", b""))
 
-    def _load(self, header: Header) -> list[bytes]:
-        from pydicom.encaps import generate_fragments, generate_frames
-
+    def _load(self, header: Header) -> memoryview:
         with self.open(header) as stream:
             stream.seek(header.pixel_offset)
             data = stream.read()
-        skip = 12 if data[4:6].isalpha() else 8
-        body = data[skip:]
+        return memoryview(data)[12 if data[4:6].isalpha() else 8 :]
+
+    def _frames(self, header: Header) -> list[bytes]:
+        from pydicom.encaps import generate_frames
+
         try:
-            if header.number_of_frames == 1:
-                fragments = list(generate_fragments(body))
-                return fragments[1:] if len(fragments) > 1 else fragments
-            return list(generate_frames(body, number_of_frames=header.number_of_frames))
+            return list(generate_frames(bytes(self._load(header)), number_of_frames=header.number_of_frames))
         except Exception as error:  # the fragments' lengths may say anything
             raise InputError(f"{header.file.name} is truncated inside its compressed pixels; copy it again") from error
+
+
+def _fragments(body: memoryview, name: str) -> list[memoryview]:
+    """The items of encapsulated pixels (PS3.5 A.4) without the offset table, which comes first."""
+    items: list[memoryview] = []
+    position = 0
+    while position + 8 <= len(body):
+        group, element, length = struct.unpack_from("<HHI", body, position)
+        if (group, element) == (0xFFFE, 0xE0DD):
+            break
+        position += 8 + length
+        if (group, element) != (0xFFFE, 0xE000) or position > len(body):
+            raise InputError(f"{name} is truncated inside its compressed pixels; copy it again")
+        items.append(body[position - length : position])
+    return items[1:] if len(items) > 1 else items
+
+
+def _joined(fragments: list[memoryview]) -> Data:
+    return fragments[0] if len(fragments) == 1 else b"".join(fragments)
 
 
 def read_stored(plane: Plane, frames: Frames, target: NDArray[Any] | None) -> NDArray[Any]:
@@ -119,7 +137,7 @@ def read_stored(plane: Plane, frames: Frames, target: NDArray[Any] | None) -> ND
         return _read_native(plane, frames, target)
     if header.transfer_syntax == DEFLATED:
         return _read_deflated(plane, frames)
-    return decode_frame(frames.encapsulated(plane), header)
+    return decode_frame(frames.encapsulated(plane), header, out=target)
 
 
 def _read_native(plane: Plane, frames: Frames, target: NDArray[Any] | None) -> NDArray[Any]:

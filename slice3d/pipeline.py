@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from slice3d import __version__, anatomy
+from slice3d import __version__, anatomy, reuse
 from slice3d.errors import GeometryError, InputError, MissingExtraError
 from slice3d.findings import Finding
 from slice3d.grid import describe
@@ -22,6 +22,7 @@ from slice3d.volume import Segmentation, Volume
 
 if TYPE_CHECKING:
     from slice3d.inference import InferenceSettings
+    from slice3d.io.dicom.deidentify import Key
     from slice3d.mesh import Mesh
     from slice3d.surface import SurfaceSettings
 
@@ -35,8 +36,9 @@ class RunSettings:
     """What `run` should make.
 
     organs: structure names or aliases. series, on_gap, on_tilt, spacing_mm: as in `slice3d.load`. None settings mean the defaults of each stage. report: write `report.html`.
-    dicom_seg: also write `segmentation.dcm` on the acquired slices; unlike every other output it carries the study's
-    patient identifiers, because an archive files it by them.
+    dicom_seg, dicom_stl: also write `segmentation.dcm` on the acquired slices, one `.dcm` per surface; unlike every
+    other output they carry the study's patient identifiers, because an archive files them by these, unless deidentify
+    holds a key (PS3.15 Basic Profile).
     """
 
     organs: tuple[str, ...]
@@ -46,6 +48,8 @@ class RunSettings:
     surface: SurfaceSettings | None = None
     report: bool = True
     dicom_seg: bool = False
+    dicom_stl: bool = False
+    deidentify: Key | None = None
     on_gap: Literal["resample", "refuse"] = "resample"
     on_tilt: Literal["resample", "refuse"] = "resample"
     spacing_mm: tuple[float, ...] | None = None
@@ -103,13 +107,15 @@ def run(
     *,
     settings: RunSettings,
     reference: Path | str | None = None,
+    previous: Path | None = None,
     progress: Progress = silent,
 ) -> RunResult:
     """Load a study, segment it, mesh, measure and write everything into the folder `out`.
 
     Writes `segmentation.nii.gz`, `segmentation.seg.nrrd`, one `.stl` per structure, `preview.png`, `report.html`,
     `metrics.json` and `manifest.json` into a temporary folder first and moves them into place at the end: on
-    any error what was in `out` before is left as it was. Raises `Slice3DError` subclasses only for what the user can mend.
+    any error what was in `out` before is left as it was. previous: folder of an earlier run, whose segmentation is taken
+    again when input, model, structures and inference settings are the same. Raises `Slice3DError` subclasses only for what the user can mend.
     """
     from slice3d import io, viewer
 
@@ -127,9 +133,13 @@ def run(
                 spacing_mm=settings.spacing_mm,
                 progress=progress,
             )
+            _check_dicom(volume, settings)
             truth = None if reference is None else _truth(reference, volume, settings)
         with _stage("segment", timings, progress):
-            result = segment(
+            identity = volume_hash(volume)
+            key = _segmentation_key(identity, volume.modality, settings)
+            before = None if previous is None else reuse.earlier(previous, key, volume)
+            result = before or segment(
                 volume, settings.organs, model=settings.model, settings=settings.inference, progress=progress
             )
         with _stage("surfaces", timings, progress):
@@ -142,6 +152,8 @@ def run(
         with _stage("preview", timings, progress):
             viewer.preview(volume, result, meshes, transaction.folder / "preview.png", findings=findings)
         manifest = _manifest(volume, result, settings, timings, findings)
+        manifest["input"]["sha256"] = identity
+        manifest["segmentation"] = {"taken_again": before is not None, **_jsonable(reuse.kept(key, result))}
         with _stage("report", timings, progress):
             skipped = _report(transaction.folder, volume, result, meshes, {"metrics": metrics, "manifest": manifest})
         findings = (*findings, *skipped)
@@ -154,12 +166,33 @@ def run(
     return RunResult(volume, result, meshes, metrics, manifest, Path(out), findings)
 
 
+def _segmentation_key(identity: str, modality: str, settings: RunSettings) -> str:
+    from slice3d import models
+
+    package = models.find(settings.organs, modality=modality, model=settings.model)
+    structures = _structures(settings.organs, settings.model, modality=modality)
+    return reuse.segmentation_key(identity, package.sha256, structures, settings.inference)
+
+
 def _structures(organs: Sequence[str], model: str | None, *, modality: str = "") -> tuple[str, ...]:
     """The structures that these names and aliases ask for."""
     from slice3d import models
 
     known = models.find(organs, modality=modality, model=model).structures
     return tuple(dict.fromkeys(name for organ in organs for name in anatomy.resolve(organ, known)))
+
+
+def _check_dicom(volume: Volume, settings: RunSettings) -> None:
+    """That DICOM results can be made must not turn out after the segmentation."""
+    from slice3d.io.dicom.source import DicomSource
+
+    wanted = settings.dicom_seg or settings.dicom_stl
+    if settings.deidentify is not None:
+        if not wanted:
+            raise InputError("nothing to de-identify; expected DICOM results; add --dicom-seg or --dicom-stl")
+        settings.deidentify.deidentifier()
+    if wanted and not isinstance(volume.source, DicomSource):
+        raise InputError("DICOM results need a study in DICOM; leave --dicom-seg and --dicom-stl out")
 
 
 def _truth(path: Path | str, volume: Volume, settings: RunSettings) -> Segmentation:
@@ -267,10 +300,15 @@ def _write(
 
     io.save(result, folder / "segmentation.nii.gz")
     io.save(result, folder / "segmentation.seg.nrrd")
-    if settings.dicom_seg:
-        io.save(result, folder / "segmentation.dcm", source=volume)
     for name, mesh in meshes.items():
         io.save(mesh, folder / f"{name}.stl")
+    # one for all files of a case, so that they refer to each other
+    worker = settings.deidentify.deidentifier() if settings.deidentify is not None else None
+    if settings.dicom_seg:
+        io.save(result, folder / "segmentation.dcm", source=volume, deidentifier=worker)
+    if settings.dicom_stl:
+        for name, mesh in meshes.items():
+            io.save(mesh, folder / f"{name}.dcm", source=volume, deidentifier=worker)
 
 
 def _report(
@@ -308,7 +346,6 @@ def _manifest(
         "slice3d": __version__,
         "disclaimer": DISCLAIMER,
         "input": {
-            "sha256": volume_hash(volume),
             "shape": list(volume.grid.shape),
             "spacing_mm": [round(s, 6) for s in volume.grid.spacing_mm],
             "orientation": volume.grid.orientation,

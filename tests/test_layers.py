@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "superres": VALUES | {"resample", "metrics", "models"},
     "training": VALUES | {"resample", "metrics", "models", "inference", "samples", "io"},
     "output": {"errors"},
+    "reuse": VALUES | {"io", "inference"},
 }
 TOP = {"pipeline", "cohort", "pacs", "cli", "__init__"}
 

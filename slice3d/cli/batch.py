@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from slice3d.cli import console
+from slice3d.cli.values import pseudonyms
 
 
 def batch(
@@ -27,6 +28,16 @@ def batch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say which series of each study would be used.")
     ] = False,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Also a DICOM SEG per case, with identifiers.")
+    ] = False,
+    dicom_stl: Annotated[
+        bool, typer.Option("--dicom-stl", help="Also each surface as DICOM, with identifiers.")
+    ] = False,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="DICOM results without identifiers (PS3.15 Basic Profile).")
+    ] = False,
+    key: Annotated[Path | None, typer.Option("--key", help="With --deidentify: file with a secret.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
@@ -47,7 +58,9 @@ def batch(
         _plan(cohort, quiet=quiet, as_json=as_json)
         return
     with console.progress_bar(silent) as progress:
-        settings = RunSettings(organs=organs, model=model)
+        settings = RunSettings(
+            organs=organs, model=model, dicom_seg=dicom_seg, dicom_stl=dicom_stl, deidentify=pseudonyms(deidentify, key)
+        )
         result = run_cohort(cohort, out, settings=settings, execution=execution, progress=progress)
     if as_json:
         console.say_json(result.summary())
@@ -64,13 +77,14 @@ def _plan(cohort: str, *, quiet: bool, as_json: bool) -> None:
     from slice3d.cohort.cases import find_cases
     from slice3d.cohort.reasons import explain, redact
     from slice3d.errors import Slice3DError
+    from slice3d.pacs import is_address
 
     cases = find_cases(cohort)
     rows: list[dict[str, Any]] = []
     with console.progress_bar(quiet or as_json) as progress:
         for n, case in enumerate(cases, start=1):
             row: dict[str, Any] = {"case": case.number, "series": None, "about": "", "problem": case.problem}
-            if not case.problem and case.source.startswith("dicomweb"):
+            if not case.problem and is_address(case.source):
                 row["about"] = "in the archive: its series are chosen once it is fetched"
             elif not case.problem:
                 try:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from slice3d.cli import console
+from slice3d.cli.values import secret
 
 
 def deidentify(
@@ -20,18 +21,9 @@ def deidentify(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Write copies of all DICOM files of STUDY following the standard's Basic Profile."""
-    from slice3d.errors import InputError
     from slice3d.io.dicom.deidentify import deidentify as write
 
-    secret = None
-    if key is not None:
-        try:
-            secret = key.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read the key file: {error.strerror}; expected a file with a secret") from error
-        if len(secret) < 16:
-            raise InputError(f"the key has {len(secret)} bytes; expected 16 or more; make one with `openssl rand 32`")
-    findings = write(study, out, key=secret)
+    findings = write(study, out, key=secret(key))
     if as_json:
         console.say_json({"findings": [finding.to_dict() for finding in findings]})
         return

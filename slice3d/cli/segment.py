@@ -10,7 +10,7 @@ import typer
 from slice3d.cli import console
 from slice3d.cli import plan as planning
 from slice3d.cli.complete import models, organs
-from slice3d.cli.values import OnIrregular, gib, millimetres
+from slice3d.cli.values import OnIrregular, gib, local_study, millimetres, pseudonyms
 
 if TYPE_CHECKING:
     from slice3d.pipeline import RunResult
@@ -22,7 +22,7 @@ _FIRST = {
 
 
 def segment(
-    study: Annotated[Path, typer.Argument(help="The study: folder, file or .zip (DICOM, NIfTI, NRRD, MHA).")],
+    study: Annotated[str, typer.Argument(help="Folder, file, .zip, or dicomweb://host/root/studies/UID.")],
     organ: Annotated[
         list[str],
         typer.Option("--organ", "-o", help="Structure; repeat it or separate by commas.", autocompletion=organs),
@@ -41,6 +41,13 @@ def segment(
     dicom_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="Also write segmentation.dcm; it carries patient identifiers.")
     ] = False,
+    dicom_stl: Annotated[
+        bool, typer.Option("--dicom-stl", help="Also write each surface as .dcm; it carries patient identifiers.")
+    ] = False,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="DICOM results without identifiers (PS3.15 Basic Profile).")
+    ] = False,
+    key: Annotated[Path | None, typer.Option("--key", help="With --deidentify: file with a secret.")] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say which series, which model, how much memory and time.")
@@ -60,19 +67,22 @@ def segment(
         inference=InferenceSettings(device=device, memory_gib=gib(memory)),
         report=report,
         dicom_seg=dicom_seg,
+        dicom_stl=dicom_stl,
+        deidentify=pseudonyms(deidentify, key),
         on_gap=on_gap,
         on_tilt=on_tilt,
         spacing_mm=millimetres(spacing),
     )
     if dry_run:
-        found = planning.plan(study, settings)
+        with local_study(study) as path:
+            found = planning.plan(path, settings)
         if as_json:
             console.say_json(found.to_dict())
         elif not quiet:
             planning.show(found, out)
         return
-    with console.progress_bar(quiet or as_json) as progress:
-        result = run(study, out, settings=settings, reference=reference, progress=progress)
+    with local_study(study) as path, console.progress_bar(quiet or as_json) as progress:
+        result = run(path, out, settings=settings, reference=reference, progress=progress)
     if as_json:
         console.say_json(result.summary())
     elif not quiet:

@@ -1,11 +1,18 @@
-"""Values that people type: sizes of memory, lists of millimetres."""
+"""Values that people type: sizes of memory, lists of millimetres, key files, addresses of studies."""
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from slice3d.errors import InputError
+
+if TYPE_CHECKING:
+    from slice3d.io.dicom.deidentify import Key
 
 OnIrregular = Literal["resample", "refuse"]
 
@@ -31,3 +38,37 @@ def millimetres(text: str | None) -> tuple[float, float, float] | None:
     except ValueError as error:
         raise InputError(f"--spacing is {text!r}; expected three numbers in mm, e.g. 0.8,0.8,3") from error
     return x, y, z
+
+
+def secret(path: Path | None) -> bytes | None:
+    """What is in a key file. Raises `InputError` when it cannot be read or is short."""
+    if path is None:
+        return None
+    try:
+        key = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the key file: {error.strerror}; expected a file with a secret") from error
+    if len(key) < 16:
+        raise InputError(f"the key has {len(key)} bytes; expected 16 or more; make one with `openssl rand 32`")
+    return key
+
+
+def pseudonyms(wanted: bool, key: Path | None) -> Key | None:
+    """`--deidentify` and `--key`. Raises `InputError` for a key without the other."""
+    from slice3d.io.dicom.deidentify import Key
+
+    if key is not None and not wanted:
+        raise InputError("--key is for de-identified DICOM results; add --deidentify")
+    return Key(secret(key)) if wanted else None
+
+
+@contextmanager
+def local_study(study: str) -> Iterator[Path]:
+    """The study as a path; one in an archive is fetched into a private folder that is removed at the end."""
+    from slice3d.pacs import credentials, fetched, is_address
+
+    if not is_address(study):
+        yield Path(study)
+        return
+    with fetched(study, auth=credentials(os.environ)) as folder:
+        yield folder

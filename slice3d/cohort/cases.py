@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slice3d.errors import InputError
+from slice3d.pacs import is_address
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TABLES = (".csv", ".tsv", ".parquet", ".pq")
@@ -44,7 +45,7 @@ def find_cases(cohort: str | Path) -> tuple[Case, ...]:
     `reference`. Raises `InputError` when there is nothing, or the table is not usable.
     """
     text = str(cohort)
-    if text.startswith("dicomweb"):
+    if is_address(text):
         from slice3d.pacs import credentials, find_studies
 
         found = find_studies(text, auth=credentials(os.environ))
@@ -114,7 +115,7 @@ def _in_table(path: Path) -> Iterator[Case]:
 
 
 def _beside(table: Path, entry: str) -> str:
-    return entry if entry.startswith("dicomweb") else str(table.parent / entry)
+    return entry if is_address(entry) else str(table.parent / entry)
 
 
 def study_files(source: Path, *, max_files: int, max_bytes: int) -> list[Path]:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _PLUGIN = "slice3d"
 _POLL_S = 0.5
+# what Dask raises, in the one or the other place, when futures went away with their scheduler
+_CANCELLED = (asyncio.CancelledError, concurrent.futures.CancelledError)
 
 
 def perform(task: Task) -> Record:
@@ -182,17 +184,17 @@ def _drive(
             while waiting and len(active) < window:
                 task = waiting.popleft()
                 active[_submit(client, task)] = task
-            ended = _ended(active, _POLL_S)
-        except (OSError, TimeoutError, RuntimeError) as error:
+            # outcomes too come from the scheduler: what is not here when it goes away is on disk, and found there
+            ended = [(future, _outcome(future, active[future])) for future in _ended(active, _POLL_S)]
+        except (OSError, TimeoutError, RuntimeError, *_CANCELLED) as error:
             log.warning("the scheduler was lost (%s); connecting again", type(error).__name__)
             ended = []
             waiting.extendleft(active.values())
             active.clear()
             connection.lose()
             time.sleep(_POLL_S)
-        for future in ended:
+        for future, record in ended:
             task = active.pop(future)
-            record = _outcome(future, task)
             if record is None:
                 waiting.appendleft(task)
             elif backlog(record.kind) and tries.get(task.case.number, 0) < settings.retries:
@@ -233,12 +235,8 @@ def _ended(active: dict[Any, Task], seconds: float) -> list[Any]:
     if not active:
         time.sleep(min(seconds, 0.1))
         return []
-    try:
+    with contextlib.suppress(TimeoutError):
         wait(list(active), timeout=seconds, return_when="FIRST_COMPLETED")
-    except TimeoutError:
-        pass
-    except (asyncio.CancelledError, concurrent.futures.CancelledError) as error:
-        raise OSError("the scheduler went away with its tasks") from error
     ended = [future for future in active if future.status != "pending"]
     if any(future.status in ("cancelled", "lost") for future in ended):
         raise OSError("the scheduler forgot its tasks")

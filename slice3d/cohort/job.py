@@ -16,12 +16,16 @@ from slice3d.progress import Progress
 
 @dataclass(frozen=True)
 class CaseInput:
-    """What a case function gets: the study (folder or file), and what the cohort table said about it."""
+    """What a case function gets: the study (folder or file), and what the cohort table said about it.
+
+    previous: folder of the case's results with other settings, of which parts may be taken again.
+    """
 
     study: Path
     series: str | None = None
     reference: Path | None = None
     memory_gib: float | None = None
+    previous: Path | None = None
 
 
 # (case, folder to make, progress) → None; it writes `metrics.json` and `manifest.json` into the folder
@@ -54,7 +58,9 @@ class _Pipeline:
             inference = settings.inference or InferenceSettings()
             if inference.memory_gib is None:
                 settings = replace(settings, inference=replace(inference, memory_gib=case.memory_gib))
-        pipeline.run(case.study, out, settings=settings, reference=case.reference, progress=progress)
+        pipeline.run(
+            case.study, out, settings=settings, reference=case.reference, previous=case.previous, progress=progress
+        )
 
 
 def pipeline_job(settings: RunSettings) -> Job:

@@ -71,9 +71,9 @@ class Store:
         try:
             for folder in (self.out / "cases", *(self.inner / n for n in ("staging", "failed", "attempts", "locks"))):
                 folder.mkdir(parents=True, exist_ok=True)
-            probe = self.inner / f"probe-{secrets.token_hex(4)}"
+            probe = self.inner / "probe"
             probe.write_text("")
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise InputError(
@@ -81,10 +81,17 @@ class Store:
             ) from error
 
     def salt(self) -> bytes:
-        """Random bytes of this cohort, so that hashed names cannot be looked up by whoever knows the names."""
+        """Random bytes of this cohort, so that hashed names cannot be looked up by whoever knows the names.
+
+        Call it while `driving`.
+        """
         path = self.inner / "salt"
-        with suppress(FileExistsError), path.open("xb") as file:
-            file.write(secrets.token_bytes(16))
+        with suppress(FileNotFoundError):
+            if len(salt := path.read_bytes()) == 16:
+                return salt
+        part = _part(path)
+        part.write_bytes(secrets.token_bytes(16))
+        part.replace(path)
         return path.read_bytes()
 
     @contextmanager
@@ -120,15 +127,30 @@ class Store:
         """The record of a case that is done with this very key; call it while holding the case."""
         self._recover(case)
         record = _record(self.folder(case) / RECORD)
-        return record if record is not None and record.key == key and record.status == "done" else None
+        if record is None or record.key != key or record.status != "done":
+            return None
+        self._clear(case)
+        return record
 
     def _recover(self, case: str) -> None:
         """Finish what a kill interrupted between the two renames of `_publish`, or before them."""
         staging = self.inner / "staging" / case
         if _record(staging / "result" / RECORD) is not None:
             self._publish(case, staging / "result")
-        elif (staging / "old").exists() and not self.folder(case).exists():
-            (staging / "old").rename(self.folder(case))
+        else:
+            self._put_back(case)
+
+    def _put_back(self, case: str) -> None:
+        old = self.inner / "staging" / case / "old"
+        if old.exists() and not self.folder(case).exists():
+            old.rename(self.folder(case))
+
+    def _clear(self, case: str) -> None:
+        """Remove what belongs to a case that is not finished."""
+        shutil.rmtree(self.inner / "staging" / case, ignore_errors=True)
+        for folder in ("failed", "attempts"):
+            for path in (self.inner / folder / f"{case}.json", _part(self.inner / folder / f"{case}.json")):
+                path.unlink(missing_ok=True)
 
     def failure(self, case: str, key: str) -> Record | None:
         """How the last try of this case with this key failed."""
@@ -153,15 +175,17 @@ class Store:
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
         result.rename(final)
-        shutil.rmtree(self.inner / "staging" / case, ignore_errors=True)
-        for folder in ("failed", "attempts"):
-            (self.inner / folder / f"{case}.json").unlink(missing_ok=True)
+        self._clear(case)
 
     def fail(self, record: Record) -> None:
-        """Keep why a case failed; results of an earlier, successful run with other settings stay as they are."""
+        """Keep why a case failed; results of an earlier, successful run with other settings stay as they are.
+
+        Call it while holding the case.
+        """
+        self._put_back(record.case)
+        shutil.rmtree(self.inner / "staging" / record.case, ignore_errors=True)  # first: it may free the space needed
         _write_json(self.inner / "failed" / f"{record.case}.json", record.to_dict())
         (self.inner / "attempts" / f"{record.case}.json").unlink(missing_ok=True)
-        shutil.rmtree(self.inner / "staging" / record.case, ignore_errors=True)
 
     def begin_attempt(self, case: str, key: str) -> int:
         """Count a try that has begun; a try that ends in any way but the death of its process is taken back."""
@@ -195,9 +219,14 @@ class Store:
         return sorted(path.name for path in (self.out / "cases").iterdir() if (path / RECORD).is_file())
 
 
+def _part(path: Path) -> Path:
+    """Where a document is written first: always the same place, so that what a kill leaves is found."""
+    return path.with_name(f".{path.name}.part")
+
+
 def _write_json(path: Path, value: Any) -> None:
     """Write a document that is there whole or not at all."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = _part(path)
     try:
         with part.open("w", encoding="utf-8") as file:
             json.dump(value, file, ensure_ascii=False, allow_nan=False)

@@ -20,6 +20,7 @@ from slice3d.cohort.settings import CohortSettings
 from slice3d.cohort.store import LASTING, Kind, Record, Store
 from slice3d.cohort.table import rows_of
 from slice3d.errors import InputError
+from slice3d.pacs import is_address
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +70,19 @@ def do_case(task: Task, process: Process) -> Record:
         name = task.case.label or _name(digest, task.case.series, reference)
         key = task.job.key(digest, task.case.series, reference)
         with store.holding(name):
-            return _do_held(task, process, store, Record(name, key, "done", run=task.run), study)
+            try:
+                return _do_held(task, process, store, Record(name, key, "done", run=task.run), study)
+            except Exception as error:  # kept while the case is held: a twin of it may be waiting
+                return _keep_failure(store, _failed(error, task, study, Record(name, key, "failed"), started))
     except Exception as error:  # whatever it is, the cohort goes on and the row says why
-        kind = classify(error)
-        log.info("case %s failed: %s", task.case.number, kind)
-        reason = explain(error, study.path, study.files)
-        return _keep_failure(store, Record(name, key or name, "failed", kind, reason, task.run, _since(started)))
+        return _keep_failure(store, _failed(error, task, study, Record(name, key or name, "failed"), started))
+
+
+def _failed(error: Exception, task: Task, study: _Study, record: Record, started: float) -> Record:
+    kind = classify(error)
+    log.info("case %s failed: %s", task.case.number, kind)
+    reason = explain(error, study.path, study.files)
+    return replace(record, kind=kind, reason=reason, run=task.run, seconds=_since(started))
 
 
 def _keep_failure(store: Store, record: Record) -> Record:
@@ -102,7 +110,7 @@ class _Study:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._remote = task.case.source.startswith("dicomweb")
+        self._remote = is_address(task.case.source)
         self.path = Path(task.case.source)
         self.files: list[Path] = []
 
@@ -161,7 +169,7 @@ def _do_held(task: Task, process: Process, store: Store, record: Record, study: 
     with _Watch(task, process, store, record), study.local() as source:
         _await_memory(process)
         result = store.staging(name) / "result"
-        stages = _run(task, process, source, result)
+        stages = _run(task, process, source, result, store.folder(name))
         record = replace(
             record, seconds=_since(started), rows=tuple(rows_of(result)), stages={**stages, **_timings(result)}
         )
@@ -173,10 +181,10 @@ def _lasting(failed: Record, task: Task) -> bool:
     return failed.kind in LASTING and not task.settings.retry_failed
 
 
-def _run(task: Task, process: Process, source: Path, out: Path) -> Mapping[str, float]:
+def _run(task: Task, process: Process, source: Path, out: Path, previous: Path) -> Mapping[str, float]:
     share = None if process.memory_bytes is None else process.memory_bytes / 2**30
     reference = Path(task.case.reference) if task.case.reference else None
-    case = CaseInput(source, task.case.series, reference, share)
+    case = CaseInput(source, task.case.series, reference, share, previous)
     with _Gate(process.gate) as gate:
         task.job.function(case, out, gate)
         return {"waited_for_inference": round(gate.waited, 3)}

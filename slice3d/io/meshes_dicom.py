@@ -12,6 +12,7 @@ from typing import Any, Literal
 import slice3d
 from slice3d import anatomy
 from slice3d.errors import InputError
+from slice3d.io.dicom.deidentify import Deidentifier
 from slice3d.io.files import atomic
 from slice3d.io.meshes_basic import meshes_of, stl_bytes, stl_mesh
 from slice3d.io.meshes_scene import obj_meshes, obj_text
@@ -37,12 +38,18 @@ _SHAPES = {
 
 
 def write_encapsulated(
-    mesh: Mesh | Sequence[Mesh], path: Path, *, source: Volume | None = None, kind: Kind = "stl"
+    mesh: Mesh | Sequence[Mesh],
+    path: Path,
+    *,
+    source: Volume | None = None,
+    kind: Kind = "stl",
+    deidentifier: Deidentifier | None = None,
 ) -> None:
     """One DICOM file that holds the mesh in LPS millimetres in the frame of reference of `source`.
 
     source: the volume that was loaded from DICOM: patient, study, frame of reference and image references come from
-    it; without one the file starts a study of its own with an empty patient. The bytes depend on the input only.
+    it (none of its identifiers with a deidentifier); without one the file starts a study of its own with an empty
+    patient. The bytes depend on the input only.
     Raises `InputError` for an empty mesh or an unknown kind.
     """
     if kind not in _CLASS:
@@ -53,6 +60,8 @@ def write_encapsulated(
         warnings.simplefilter("ignore")
         dataset = _build(meshes, content, kind, source)
     with atomic(path) as part:
+        if deidentifier is not None:
+            dataset = deidentifier.dataset(dataset)
         dataset.save_as(part, enforce_file_format=True)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from slice3d.errors import InputError
 from slice3d.io.read import suffix_of
 from slice3d.mesh import Mesh
 from slice3d.volume import Segmentation, Volume
+
+if TYPE_CHECKING:
+    from slice3d.io.dicom.deidentify import Deidentifier
 
 SegKind = Literal["binary", "labelmap", "fractional"]
 
@@ -20,6 +23,7 @@ def save(
     *,
     source: Volume | None = None,
     kind: SegKind = "binary",
+    deidentifier: Deidentifier | None = None,
     **options: Any,
 ) -> None:
     """Write a volume, segmentation or mesh; the suffix of `path` chooses the format.
@@ -27,15 +31,20 @@ def save(
     Volume: .nii, .nii.gz, .nrrd, .mha, or a folder name without suffix for a DICOM series (needs `source`).
     Segmentation: .nii, .nii.gz, .seg.nrrd, .mha, .dcm (DICOM SEG of `kind` on the slices of `source`).
     Mesh: what `slice3d.io.meshes` writes, with its `options`. Files appear complete or not at all.
+    deidentifier: for a segmentation or mesh as .dcm, which else carries the identifiers of `source`.
     Raises `InputError` for an unknown suffix or a missing source.
     """
     path = Path(path)
+    if deidentifier is not None and (isinstance(obj, Volume) or suffix_of(path) != ".dcm"):
+        raise InputError(f"{path.name!r} is not to be de-identified; expected a segmentation or mesh as .dcm")
     if isinstance(obj, Mesh):
-        return _save_mesh(obj, path, source, options)
+        return _save_mesh(
+            obj, path, source, options if deidentifier is None else {**options, "deidentifier": deidentifier}
+        )
     if options:
         raise InputError(f"unknown options {sorted(options)} for a {type(obj).__name__}; expected source and kind")
     if isinstance(obj, Segmentation):
-        return _save_segmentation(obj, path, source, kind)
+        return _save_segmentation(obj, path, source, kind, deidentifier)
     if isinstance(obj, Volume):
         return _save_volume(obj, path, source)
     raise InputError(f"cannot save a {type(obj).__name__}; expected a Volume, Segmentation or Mesh")
@@ -50,7 +59,9 @@ def _save_mesh(mesh: Mesh, path: Path, source: Volume | None, options: dict[str,
     writer(mesh, path, **options)
 
 
-def _save_segmentation(segmentation: Segmentation, path: Path, source: Volume | None, kind: SegKind) -> None:
+def _save_segmentation(
+    segmentation: Segmentation, path: Path, source: Volume | None, kind: SegKind, deidentifier: Deidentifier | None
+) -> None:
     def nifti() -> None:
         from slice3d.io.nifti import write_nifti
 
@@ -73,7 +84,7 @@ def _save_segmentation(segmentation: Segmentation, path: Path, source: Volume | 
             raise InputError(
                 "a DICOM SEG refers to the images it was made from; pass source=the volume that was loaded from DICOM"
             )
-        write_dicom_seg(segmentation, source, path, kind=kind)
+        write_dicom_seg(segmentation, source, path, kind=kind, deidentifier=deidentifier)
 
     writers = {".nii": nifti, ".nii.gz": nifti, ".seg.nrrd": seg_nrrd, ".nrrd": seg_nrrd, ".mha": mha, ".dcm": dicom}
     _choose(writers, path, "segmentation")()

@@ -57,6 +57,11 @@ class Address:
         return f"{'dicomweb' if scheme == 'https' else 'dicomweb+http'}://{rest}/studies/{check_uid(uid)}"
 
 
+def is_address(text: str) -> bool:
+    """Whether a text means an archive, and not a file or folder."""
+    return text.partition("://")[0] in _SCHEMES and "://" in text
+
+
 _EXAMPLE = "e.g. dicomweb://host/dicom-web/studies/1.2.3"
 
 

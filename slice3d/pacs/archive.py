@@ -123,7 +123,7 @@ def push(files: Iterable[str | Path], address: str, *, auth: Auth | None = None)
     where = Address.parse(address)
     paths = [Path(file) for file in files]
     if not paths:
-        raise InputError("nothing to push; expected DICOM files, as `segment --dicom` writes them")
+        raise InputError("nothing to push; expected DICOM files, as `segment --dicom-seg --dicom-stl` writes them")
     with _session(where, auth) as client:
         for path in paths:
             try:

@@ -1,29 +1,31 @@
 """A cohort on a cluster whose parts are killed at random, as a cluster manager would then start them again.
 
-python -m tests.cohort.faults --studies 200 --kills 20 --corrupt 10
+The studies are DICOM with a known answer, the work is the real pipeline. `benchmarks/cohort.py --part faults` is the long
+form.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from slice3d.cohort import CohortSettings, Job, run_cohort
-from tests.cohort.stubs import Stub, journal, make_cohort
+import pandas as pd
+
+from slice3d.cohort import CohortSettings, run_cohort
+from tests.cohort.real import noted, write_cohort
 from tests.pacs.orthanc import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -31,20 +33,24 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Outcome:
-    """What a fault run left. lost: good cases without a result; twice: good cases finished more than once."""
+    """What a fault run left.
+
+    complete: good studies with exactly one result, whole and right; twice: good ones finished more than once (between the
+    end of the work and the commit a worker may die); begun_again: good ones that were begun more than once;
+    disk_full: how often the output's disk was filled until nothing could be written, 0 where no disk could be mounted.
+    """
 
     studies: int
     corrupt: int
     worker_kills: int
     scheduler_restarts: int
     disk_full: int
-    done: int
     failed: int
-    lost: int
+    complete: int
     twice: int
     without_reason: int
     begun_again: int
-    leftovers: int
+    leftovers: tuple[str, ...]
     seconds: float
 
 
@@ -77,7 +83,7 @@ class Cluster:
     def _start_worker(self, number: int) -> subprocess.Popen[bytes]:
         return self._run(
             "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard",
-            "--name", f"w{number}-{time.monotonic_ns()}", "--memory-limit", "1GiB", "--death-timeout", "30",
+            "--name", f"w{number}-{time.monotonic_ns()}", "--memory-limit", "3GiB", "--death-timeout", "30",
             "--local-directory", str(self._folder),
         )  # fmt: skip
 
@@ -109,24 +115,50 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def _saboteur(cluster: Cluster, out: Path, kills: int, restarts: int, total: int, seed: int) -> Iterator[Counter[str]]:
-    """Kills evenly over the course of the work, at random moments."""
-    choice, stop, done = random.Random(seed), threading.Event(), Counter[str]()
-    deeds = ["worker"] * kills + ["scheduler"] * restarts
+def small_disk(folder: Path, mib: int) -> Iterator[bool]:
+    """A file system of `mib` MiB at `folder` where this may be mounted (Linux, root); gives whether it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    call = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "slice3d-test", str(folder)]
+    mounted = shutil.which("mount") is not None and subprocess.run(call, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True, capture_output=True)
+
+
+def fill(folder: Path, seconds: float) -> None:
+    """Leave not one byte on the disk of `folder` for a while."""
+    ballast = folder / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 65536)
+    time.sleep(seconds)
+    ballast.unlink()
+
+
+@contextlib.contextmanager
+def _saboteur(cluster: Cluster, out: Path, deeds: list[str], total: int) -> Iterator[Counter[str]]:
+    """Does the deeds evenly over the course of the work, at random moments."""
+    choice, stop, done = random.Random(2), threading.Event(), Counter[str]()
     choice.shuffle(deeds)
+    acts = {
+        "worker": lambda: cluster.kill_worker(choice),
+        "scheduler": cluster.kill_scheduler,
+        "disk": lambda: fill(out.parent, 3.0),
+    }
+
+    def finished() -> int:
+        return len(list((out / "cases").iterdir())) if (out / "cases").is_dir() else 0
 
     def work() -> None:
-        for n, deed in enumerate(deeds):
-            while (
-                len(list((out / "cases").glob("*"))) < total * n / (len(deeds) + 1)
-                if (out / "cases").exists()
-                else True
-            ):
+        for n, deed in enumerate(deeds, start=1):
+            while finished() < total * n / (len(deeds) + 2):
                 if stop.wait(0.05):
                     return
-            if stop.wait(choice.uniform(0.0, 0.4)):
+            if stop.wait(choice.uniform(0.0, 0.5)):
                 return
-            cluster.kill_worker(choice) if deed == "worker" else cluster.kill_scheduler()
+            acts[deed]()
             done[deed] += 1
 
     thread = threading.Thread(target=work, daemon=True)
@@ -139,59 +171,55 @@ def _saboteur(cluster: Cluster, out: Path, kills: int, restarts: int, total: int
 
 
 def fault_run(
-    folder: Path,
-    *,
-    studies: int,
-    kills: int,
-    restarts: int = 1,
-    corrupt: int = 10,
-    seconds: float = 0.2,
-    workers: int = 2,
+    folder: Path, *, studies: int, kills: int, restarts: int = 1, corrupt: int = 10, workers: int = 2
 ) -> Outcome:
-    """Do `studies` studies, `corrupt` of them damaged and one that meets a full disk, while things are killed."""
-    words = [str(1000 + n) for n in range(studies - corrupt - 1)] + ["full-once"]
-    words += [f"corrupt {n}" for n in range(corrupt)]
-    random.Random(1).shuffle(words)
-    cohort, out = make_cohort(folder / "in", words), folder / "out"
-    settings = CohortSettings(deaths=10, min_free_gib=0.0, scheduler_wait_s=120.0, timeout_s=120.0)
-    cluster, started = Cluster(folder, workers), time.monotonic()
-    try:
-        with _saboteur(cluster, out, kills, restarts, studies - corrupt, seed=2) as done:
-            job = Job(Stub(str(folder / "journal"), seconds), "faults/1")
-            settings = CohortSettings(**{**asdict(settings), "scheduler": cluster.address})
-            result = run_cohort(cohort, out, job=job, execution=settings)
-    finally:
-        cluster.close()
-    lines = journal(folder / "journal")
-    ended = Counter(line[1] for line in lines if line[0] == "end")
-    begun = Counter(line[1] for line in lines if line[0] == "begin" and line[1] != "corrupt")
-    good = [word for word in words if "corrupt" not in word]
-    table = result.table
-    inner = out / ".slice3d"
-    return Outcome(
-        studies=studies, corrupt=corrupt, worker_kills=done["worker"], scheduler_restarts=done["scheduler"],
-        disk_full=int((folder / "was-full").exists()), done=int((table.status == "done").sum()), failed=result.failed,
-        lost=len(good) - len(list((out / "cases").iterdir())), twice=sum(ended[word] > 1 for word in good),
-        without_reason=int((table[table.status == "failed"].reason.str.len() < 10).sum()),
-        begun_again=sum(begun[word] - 1 for word in good if begun[word] > 1),
-        leftovers=len([*(inner / "staging").iterdir(), *(inner / "attempts").iterdir(), *out.rglob(".slice3d-*")]),
-        seconds=round(time.monotonic() - started, 1),
-    )  # fmt: skip
+    """Do `studies` studies, `corrupt` of them damaged, while workers and the scheduler are killed and the disk fills.
+
+    XDG_CACHE_HOME must name a folder with the model of `tests.cohort.real`.
+    """
+    volumes, notes = write_cohort(folder / "in", studies, corrupt=corrupt), folder / "notes"
+    out, started = folder / "disk" / "out", time.monotonic()
+    with small_disk(folder / "disk", 50 + 2 * studies) as limited:
+        deeds = ["worker"] * kills + ["scheduler"] * restarts + ["disk"] * limited
+        cluster = Cluster(folder, workers)
+        try:
+            with _saboteur(cluster, out, deeds, len(volumes)) as done:
+                settings = CohortSettings(
+                    scheduler=cluster.address, deaths=10, min_free_gib=0.0, scheduler_wait_s=300.0, timeout_s=600.0,
+                    linkage=folder / "linkage.csv",
+                )  # fmt: skip
+                result = run_cohort(folder / "in", out, job=noted(notes), execution=settings)
+        finally:
+            cluster.close()
+        seconds = round(time.monotonic() - started, 1)
+        lines = [line.split() for line in notes.read_text().splitlines()]
+        begun, ended = (Counter(line[1] for line in lines if line[0] == what) for what in ("begin", "end"))
+        failed = result.table[result.table.status == "failed"]
+        inner = out / ".slice3d"
+        left = [*(inner / "staging").iterdir(), *(inner / "attempts").iterdir(), *out.rglob(".slice3d-*")]
+        return Outcome(
+            studies=studies, corrupt=corrupt, worker_kills=done["worker"], scheduler_restarts=done["scheduler"],
+            disk_full=done["disk"], failed=result.failed, complete=_complete(out, folder / "linkage.csv", volumes),
+            twice=sum(ended[name] > 1 for name in volumes),
+            without_reason=int((failed.reason.str.len() < 20).sum()),
+            begun_again=sum(begun[name] > 1 for name in volumes),
+            leftovers=tuple(str(path.relative_to(out)) for path in left), seconds=seconds,
+        )  # fmt: skip
 
 
-def main() -> dict[str, Any]:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--studies", type=int, default=200)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--corrupt", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=0.2)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = fault_run(
-            Path(folder), studies=options.studies, kills=options.kills, corrupt=options.corrupt, seconds=options.seconds
+def _complete(out: Path, linkage: Path, volumes: dict[str, float]) -> int:
+    """How many good studies have one result, with every file as its manifest says and the volume that is known."""
+    link = pd.read_csv(linkage)
+    cases = {Path(row.study).name: str(row.case) for row in link.itertuples()}
+    count = 0
+    for name, volume in volumes.items():
+        folder = out / "cases" / cases[name]
+        manifest = json.loads((folder / "manifest.json").read_text())
+        metrics = json.loads((folder / "metrics.json").read_text())
+        whole = all(
+            hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
+            for file, digest in manifest["outputs"].items()
         )
-    return asdict(outcome)
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+        count += whole and abs(metrics["structures"]["liver"]["volume_ml"] - volume) < 0.01
+    extra = {path.name for path in (out / "cases").iterdir()} - set(cases.values())
+    return count - len(extra)

@@ -27,11 +27,11 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def write_package(folder: Path, network: torch.nn.Module | list[torch.nn.Module], /, **fields: Any) -> ModelPackage:
-    """Write a native package holding `network` (several: folds) and read it back."""
+def write_package(folder: Path, module: torch.nn.Module | list[torch.nn.Module], /, **fields: Any) -> ModelPackage:
+    """Write a native package holding `module` (several: folds) and read it back."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = []
-    for n, fold in enumerate(network if isinstance(network, list) else [network]):
+    for n, fold in enumerate(module if isinstance(module, list) else [module]):
         path = folder / f"weights{n}.safetensors"
         write_weights(fold.state_dict(), path)
         weights.append({"file": path.name, "sha256": file_sha256(path), "dtype": "float32"})
@@ -94,3 +94,31 @@ def oblique_volume(shape: tuple[int, int, int] = (21, 33, 27), seed: int = 0, **
     inside = (((index - centre) / (np.array(shape) * 0.35)) ** 2).sum(1) < 1
     data = np.where(inside, 60, -1000).reshape(shape) + rng.normal(0, 20, shape)
     return Volume(data.astype(np.int16), grid, **{"modality": "CT", **fields})
+
+
+THRESHOLD: dict[str, Any] = {
+    "class": "monai.networks.nets.UNet",
+    "arguments": {
+        "spatial_dims": 3, "in_channels": 1, "out_channels": 4, "channels": [1, 1], "strides": [1], "norm": None,
+        "act": "RELU",
+    },
+}  # fmt: skip
+
+
+def write_threshold_package(folder: Path, hu: float, **fields: Any) -> ModelPackage:
+    """A package of a class that may be loaded, whose right answer is known: `liver` is whatever is above `hu`."""
+    from monai.networks.nets import UNet
+
+    network = UNet(**THRESHOLD["arguments"])
+    weights = network.state_dict()
+    for tensor in weights.values():
+        tensor.zero_()
+    first, last = (next(name for name in weights if name.startswith(f"model.{n}.")) for n in (0, 2))
+    prefix_first, prefix_last = first.rpartition(".")[0], last.rpartition(".")[0]
+    # normalised values are within −2…3: what is shifted by 10 passes the ReLU as it is
+    weights[f"{prefix_first}.weight"][0, 0, 1, 1, 1] = 1.0
+    weights[f"{prefix_first}.bias"][0] = 10.0
+    weights[f"{prefix_last}.weight"][0, 1, 1, 1, 1] = 1.0
+    weights[f"{prefix_last}.bias"][:] = torch.tensor([0.0, -10.0 - hu / 100.0, -100.0, -100.0])
+    coarse = {"spacing_mm": [4.0, 4.0, 4.0], "patch_size": [48, 48, 48]}
+    return write_package(folder, network, network=THRESHOLD, **{**coarse, **fields})

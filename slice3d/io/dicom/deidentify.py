@@ -23,7 +23,7 @@ from slice3d.io.files import atomic
 
 Action = Literal["remove", "empty", "dummy", "uid", "references"]
 
-_STL_STORAGE = "1.2.840.10008.5.1.4.1.1.104.3"
+_MESH_STORAGE = frozenset({"1.2.840.10008.5.1.4.1.1.104.3", "1.2.840.10008.5.1.4.1.1.104.4"})  # STL, OBJ
 _ENCAPSULATED_DOCUMENT = 0x00420011
 _HEAD = frozenset(
     {"HEAD", "BRAIN", "FACE", "SKULL", "HEADNECK", "ORBIT", "IAC", "SELLA", "MAXILLA", "TEETH", "JAW", "SINUS"}
@@ -71,6 +71,26 @@ def _action(tag: int) -> Action | None:
     return next((action for value, mask, action in masked if tag & mask == value & mask), None)
 
 
+class Key:
+    """What pseudonyms and UIDs are derived from: a secret, or a new one each time that is forgotten.
+
+    Its text is a fingerprint (that of a new one each time is always the same), so that it may stand in a manifest.
+    """
+
+    def __init__(self, secret: bytes | None = None) -> None:
+        self._secret = secret
+
+    def deidentifier(self) -> Deidentifier:
+        """Applies the profile with this key. Raises `MissingExtraError` when the profile's table is not installed."""
+        _profile()
+        return Deidentifier() if self._secret is None else Deidentifier(self._secret)
+
+    def __repr__(self) -> str:
+        if self._secret is None:
+            return "Key(new each time)"
+        return f"Key({hmac.new(self._secret, b'fingerprint', hashlib.sha256).hexdigest()[:12]})"
+
+
 @dataclass(frozen=True, repr=False)
 class Deidentifier:
     """Applies the profile. The same key gives the same pseudonyms and UIDs; keep it secret, or let it be forgotten."""
@@ -96,7 +116,7 @@ class Deidentifier:
             raise InputError(f"a {modality} object is text about a person; expected images, SEG or STL; leave it out")
         patient = f"{dataset.get('IssuerOfPatientID', '')}|{dataset.get('PatientID', '')}"
         head = _shows_head(dataset)
-        keep = {_ENCAPSULATED_DOCUMENT} if str(dataset.get("SOPClassUID", "")) == _STL_STORAGE else set()
+        keep = {_ENCAPSULATED_DOCUMENT} if str(dataset.get("SOPClassUID", "")) in _MESH_STORAGE else set()
         result = copy.deepcopy(dataset)
         self._apply(result, keep)
         result.PatientName = result.PatientID = self.pseudonym(patient)

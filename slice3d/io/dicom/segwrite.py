@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 import slice3d
 from slice3d import anatomy
 from slice3d.errors import InputError
+from slice3d.io.dicom.deidentify import Deidentifier
 from slice3d.io.dicom.geometry import LPS_TO_RAS
 from slice3d.io.dicom.patient import repair_patient
 from slice3d.io.dicom.source import DicomSource
@@ -21,13 +22,20 @@ from slice3d.volume import Segmentation, Volume
 Kind = Literal["binary", "labelmap", "fractional"]
 
 
-def write_dicom_seg(segmentation: Segmentation, source: Volume, path: Path, *, kind: Kind = "binary") -> None:
+def write_dicom_seg(
+    segmentation: Segmentation,
+    source: Volume,
+    path: Path,
+    *,
+    kind: Kind = "binary",
+    deidentifier: Deidentifier | None = None,
+) -> None:
     """Write `segmentation` as one SEG file that refers to every slice of `source` it was made from.
 
     The labels may lie on any grid (repaired, super-resolved); each acquired pixel takes the label of the voxel its
     centre
     lies in. `kind="fractional"` stores `segmentation.probabilities`, 0 or 1 for structures without. A labelmap holds
-    one structure per pixel, so groups are left out of it.
+    one structure per pixel, so groups are left out of it. Identifiers are those of `source`, or none of them.
     Raises `InputError` when `source` was not loaded from DICOM, or its files lack what a SEG must refer to.
     """
     origin = source.source
@@ -63,6 +71,8 @@ def write_dicom_seg(segmentation: Segmentation, source: Volume, path: Path, *, k
             "write .seg.nrrd or .nii.gz instead"
         ) from error
     with atomic(path) as part:
+        if deidentifier is not None:
+            dataset = deidentifier.dataset(dataset)
         dataset.save_as(part, enforce_file_format=True)
 
 

@@ -41,7 +41,7 @@ def _plugin(settings: CohortSettings) -> Any:
 
     local = settings.scheduler is None
     share = settings.memory_bytes() // settings.workers if local else None
-    return CaseWorker(memory_bytes=share, gpus=gpus() if local else 0)
+    return CaseWorker(memory_bytes=share, gpus=gpus() if local else ())
 
 
 class _Connection:
@@ -85,7 +85,13 @@ class _Connection:
 
         address = self._settings.scheduler
         if address is None:
-            self._cluster = self._stack.enter_context(_local_cluster(self._settings))
+            try:
+                self._cluster = self._stack.enter_context(_local_cluster(self._settings))
+            except Exception as error:  # nothing of ours is running yet: trying again would meet the same
+                raise InputError(
+                    f"no worker processes can be started on this machine ({type(error).__name__}); free memory and "
+                    "processes, or use fewer --workers"
+                ) from error
             client = self._stack.enter_context(Client(self._cluster))
         else:
             client = self._reach(address)
@@ -141,6 +147,8 @@ def _local_cluster(settings: CohortSettings) -> Iterator[Any]:
             processes=True,
             memory_limit=settings.memory_bytes() // settings.workers,
             dashboard_address=None,
+            # it serves HTTP all the same: on a free port, so that two runs on one machine do not meet
+            scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
             host="127.0.0.1",
             silence_logs=logging.CRITICAL,
         ) as cluster,

@@ -43,11 +43,11 @@ def classify(error: BaseException) -> Kind:
     return "input" if isinstance(error, Slice3DError) else "bug"
 
 
-def explain(error: BaseException, source: Path, files: Iterable[Path]) -> str:
+def explain(error: BaseException, source: Path, files: Iterable[Path], out: Path | None = None) -> str:
     """One line about a failure. Only slice3d's own messages are shown: others may quote what they met in a file."""
     kind = classify(error)
     if isinstance(error, Slice3DError):
-        return redact(" ".join(str(error).split()), source, files)[:500]
+        return redact(" ".join(str(error).split()), source, files, out)[:500]
     if kind == "memory":
         return "not enough memory within this worker's budget; fewer workers, a larger --memory or a crop would help"
     if isinstance(error, OSError):
@@ -67,8 +67,12 @@ def _where(error: BaseException) -> str:
     return place
 
 
-def redact(text: str, source: Path, files: Iterable[Path]) -> str:
-    """`text` without the path of a study or the names in it: whole paths first, then names, longest first."""
+def redact(text: str, source: Path, files: Iterable[Path], out: Path | None = None) -> str:
+    """`text` without the path of a study or the names in it, nor that of the results: whole paths first, then names,
+    longest first.
+    """
+    if out is not None:
+        text = re.sub(rf"{re.escape(str(out))}[^\s:;]*", "‹results›", text)
     names: dict[str, str] = {str(source): "‹study›", str(source.parent): "‹cohort›", source.name: "‹study›"}
     for path in files:
         names.setdefault(str(path), "‹file›")

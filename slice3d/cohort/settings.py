@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,8 +75,12 @@ class CohortSettings:
         return f"memory budget {total:.1f} GiB: {self.workers} × {total / self.workers:.2f} GiB, enforced per worker"
 
 
-def gpus() -> int:
-    """NVIDIA GPUs of this machine, counted from their device files so that torch need not be imported."""
+def gpus() -> tuple[str, ...]:
+    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, without importing torch."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:  # a queueing system's word; whatever follows an invalid entry is invisible
+        names = [name.strip() for name in allowed.split(",")]
+        return tuple(itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names))
     if not Path("/dev").is_dir():
-        return 0
-    return sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
+        return ()
+    return tuple(sorted((p.name[6:] for p in Path("/dev").glob("nvidia*") if p.name[6:].isdigit()), key=int))

@@ -81,7 +81,7 @@ def do_case(task: Task, process: Process) -> Record:
 def _failed(error: Exception, task: Task, study: _Study, record: Record, started: float) -> Record:
     kind = classify(error)
     log.info("case %s failed: %s", task.case.number, kind)
-    reason = explain(error, study.path, study.files)
+    reason = explain(error, study.path, study.files, Path(task.out))
     return replace(record, kind=kind, reason=reason, run=task.run, seconds=_since(started))
 
 

@@ -15,7 +15,7 @@ class CaseWorker(WorkerPlugin):  # type: ignore[misc]
 
     name = "slice3d"
 
-    def __init__(self, *, memory_bytes: int | None = None, gpus: int = 0) -> None:
+    def __init__(self, *, memory_bytes: int | None = None, gpus: tuple[str, ...] = ()) -> None:
         self.memory_bytes = memory_bytes
         self.gpus = gpus
         self.process: Process
@@ -28,9 +28,9 @@ class CaseWorker(WorkerPlugin):  # type: ignore[misc]
         limit = self.memory_bytes if self.memory_bytes is not None else worker.memory_manager.memory_limit
         self.process = Process(memory_bytes=limit)
         number = str(worker.name)
-        if self.gpus > 1 and number.isdigit():
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(int(number) % self.gpus)
-        if limit is not None and self.gpus == 0:
+        if len(self.gpus) > 1 and number.isdigit():
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[int(number) % len(self.gpus)]
+        if limit is not None and not self.gpus:
             _limit_memory(limit)
 
 

@@ -19,7 +19,7 @@ class Stub:
     """Takes `seconds`, appends a line to `journal` for every piece of work begun and ended, obeys words in the study.
 
     A study is a folder whose file `study.txt` holds a number (the volume in ml) or a word: `corrupt`, `hang`, `die`,
-    `memory`, `bug`, `full-once`, `script`.
+    `memory`, `bug`, `full-once`, `full-always`, `script`.
     """
 
     journal: str
@@ -64,6 +64,8 @@ class Stub:
             bytearray(1 << 40)
         if "bug" in text:
             raise KeyError(f"secret of {case.study}")
+        if "full-always" in text:
+            raise OSError(28, "No space left on device", str(case.study))
         if "full-once" in text:
             flag = Path(self.journal).with_name("was-full")
             if not flag.exists():

@@ -1,0 +1,122 @@
+"""What a run may use: tries, memory, GPUs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from slice3d.cohort import Case, CohortSettings, Job, run_cohort
+from slice3d.cohort.job import CaseInput
+from slice3d.cohort.settings import gpus
+from slice3d.cohort.store import Store
+from slice3d.cohort.work import Process, Task, do_case
+from slice3d.cohort.worker import CaseWorker
+from slice3d.errors import InputError
+from slice3d.progress import Progress
+from tests.cohort.stubs import Stub, journal, make_cohort
+
+
+def test_tries_are_limited_and_others_go_on_meanwhile(tmp_path: Path) -> None:
+    cohort = make_cohort(tmp_path / "in", ["full-always", "1500", "1600"])
+    settings = CohortSettings(workers=1, memory_gib=1, min_free_gib=0.001, threads=1, retries=2)
+    result = run_cohort(cohort, tmp_path / "out", job=Job(Stub(str(tmp_path / "journal")), "s"), execution=settings)
+    begun = [line[1] for line in journal(tmp_path / "journal") if line[0] == "begin"]
+    assert begun.count("full-always") == 1 + settings.retries
+    assert begun.index("1600") < len(begun) - 1  # they did not wait for the tries to end
+    (row,) = result.table[result.table.status == "failed"].to_dict("records")
+    assert (row["kind"], result.done) == ("resource", 2)
+    assert "results: No space left" in row["reason"].replace("‹", "").replace("›", "")
+    assert str(tmp_path) not in row["reason"]
+
+
+def test_a_second_case_waits_until_half_of_the_memory_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back-pressure: what is resident decides, and a case that is alone never waits."""
+    import psutil
+
+    resident = [90]
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=resident[0]))
+    first_runs, second_asked, order = threading.Event(), threading.Event(), []
+
+    def case(given: CaseInput, out: Path, progress: Progress) -> None:
+        name = given.study.name[-1]
+        order.append(f"begin {name} at {resident[0]}")
+        if name == "0":
+            first_runs.set()
+            assert second_asked.wait(30)
+            time.sleep(0.5)  # long enough for the other to begin, if nothing held it
+            order.append("end 0")
+            resident[0] = 40
+        raise InputError("enough seen")
+
+    make_cohort(tmp_path / "in", ["1", "2"])
+    store = Store(tmp_path / "out")
+    store.prepare()
+    process = Process(memory_bytes=100)
+    settings = CohortSettings(min_free_gib=0.0, memory_gib=1.0)
+
+    def do(n: int) -> None:
+        study = Case(n, str(tmp_path / "in" / f"DOE_JANE_000{n}"))
+        do_case(Task(study, str(store.out), Job(case, "x"), settings, "run", b"s"), process)
+
+    threads = [threading.Thread(target=do, args=(n,)) for n in (0, 1)]
+    threads[0].start()
+    assert first_runs.wait(30)
+    threads[1].start()
+    second_asked.set()
+    for thread in threads:
+        thread.join(30)
+    assert order == ["begin 0 at 90", "end 0", "begin 1 at 40"]
+
+
+def _set_up(name: Any, gpus: tuple[str, ...]) -> None:
+    worker = SimpleNamespace(name=name, memory_manager=SimpleNamespace(memory_limit=None))
+    CaseWorker(gpus=gpus).setup(worker)
+
+
+def test_each_worker_gets_one_gpu_of_those_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,MIG-GPU-1")
+    assert gpus() == ("3", "5", "MIG-GPU-1")
+    seen = []
+    for number in range(4):
+        _set_up(number, gpus=("3", "5", "MIG-GPU-1"))
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert seen == ["3", "5", "MIG-GPU-1", "3"]
+
+
+@pytest.mark.parametrize(("allowed", "expected"), [("", ()), ("-1", ()), ("2", ("2",)), ("1,-1,2", ("1",))])
+def test_gpus_that_a_queue_allows(allowed: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    assert gpus() == expected
+    _set_up(0, gpus=expected)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == allowed  # one or none: nothing to choose
+
+
+def test_without_gpus_the_kernel_limits_memory(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "from types import SimpleNamespace as S; from slice3d.cohort.worker import CaseWorker\n"
+        "CaseWorker(memory_bytes=600 << 20).setup(S(name=0, memory_manager=S(memory_limit=None)))\n"
+        "bytearray(100 << 20)\n"
+        "try:\n    bytearray(700 << 20)\n    print('no limit')\nexcept MemoryError:\n    print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "refused"
+
+
+def test_a_cluster_that_cannot_start_is_an_error_and_not_a_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Cluster failed to start")
+
+    monkeypatch.setattr("distributed.LocalCluster", refuse)
+    with pytest.raises(InputError, match="fewer --workers"):
+        run_cohort(make_cohort(tmp_path / "in", ["1"]), tmp_path / "out", job=Job(Stub(""), "s"))

@@ -113,6 +113,7 @@ def _outputs(structures: tuple[str, ...], settings: RunSettings) -> tuple[str, .
     names = ["segmentation.nii.gz", "segmentation.seg.nrrd", *(f"{name}.stl" for name in structures)]
     names += ["preview.png", "metrics.json", "manifest.json"]
     names += ["report.html"] * settings.report + ["segmentation.dcm"] * settings.dicom_seg
+    names += [f"{name}.dcm" for name in structures] * settings.dicom_stl
     return tuple(sorted(names))
 
 

@@ -1,223 +1,299 @@
 """Time, memory and agreement of the inference engine against other runners on the same weights.
 
-    python benchmarks/inference.py --model 3mm-118 [--quick] [--peer-python PATH] [--out results.json]
+    python benchmarks/inference.py --part speed --case 3mm-118 --contender slice3d
+    python benchmarks/inference.py --part speed --case 3mm-118 --contender totalsegmentator --peer-python PATH
+    python benchmarks/inference.py --part parity --peer-python PATH --data SHARED_DATA
+    python benchmarks/inference.py --part reference --peer-python PATH      (tests/inference/reference)
 
-Weights are random (time does not depend on values). Peers: MONAI's plain sliding window in this interpreter; with
-`--peer-python`, nnU-Net's own predictor in an environment that has `nnunetv2`, on the very same checkpoint.
-Each contender runs in its own process, so that peak memory is its own.
+Contenders: slice3d; MONAI's plain sliding window (this interpreter); nnU-Net's own predictor and TotalSegmentator's
+command (`--peer-python`, an environment with `nnunetv2` and `TotalSegmentator`). One contender a call, on the very same
+checkpoint; end to end from a NIfTI file to a written label file, from the start of the process to its end. Peak memory
+is the sum of proportional set sizes of the process and its children, sampled. Results are merged into `--out`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
+import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tiny_nnunet import Plan, blobby_state, results_folder
 
-CASES: dict[str, dict[str, Any]] = {
-    # sizes of TotalSegmentator's published 3 mm and 1.5 mm configurations
-    "3mm-118": {"spacing": 3.0, "classes": 118, "patch": [112, 112, 128], "features": [32, 64, 128, 256, 320]},
-    "1.5mm-25": {"spacing": 1.5, "classes": 25, "patch": [128, 128, 128], "features": [32, 64, 128, 256, 320, 320]},
-}
-
-
-def model_folder(root: Path, case: dict[str, Any], quick: bool) -> Path:
-    """An nnU-Net v2 results folder of the case's architecture with fixed random weights."""
-    import torch
-
-    from slice3d.models.loading import build_network
-
-    features = case["features"][:3] if quick else case["features"]
-    patch = [64, 64, 64] if quick else case["patch"]
-    stages = len(features)
-    arguments = {
-        "n_stages": stages, "features_per_stage": features, "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * stages, "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-        "n_conv_per_stage": [2] * stages, "n_conv_per_stage_decoder": [2] * (stages - 1), "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None, "dropout_op_kwargs": None, "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
-    }  # fmt: skip
-    resampling = {"order": 3, "order_z": 0, "force_separate_z": None}
-    configuration = {
-        "data_identifier": "nnUNetPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
-        "patch_size": patch, "spacing": [case["spacing"]] * 3, "median_image_size_in_voxels": patch,
-        "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False], "batch_dice": True,
-        "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": {**resampling, "is_seg": False},
-        "resampling_fn_seg": "resample_data_or_seg_to_shape",
-        "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": {**resampling, "is_seg": False, "order": 1},
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": arguments, "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
-    }  # fmt: skip
-    plans = {
-        "dataset_name": "Dataset999_Benchmark", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "label_manager": "LabelManager",
-        "configurations": {"3d_fullres": configuration},
-        "foreground_intensity_properties_per_channel": {
-            "0": {"mean": 0.0, "std": 300.0, "percentile_00_5": -1000.0, "percentile_99_5": 1000.0}
-        },
-    }  # fmt: skip
-    labels = {"background": 0, **{f"structure_{n}": n for n in range(1, case["classes"])}}
-    dataset = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz", "numTraining": 1}
-    folder = root / "Dataset999_Benchmark" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
-    (folder / "fold_0").mkdir(parents=True)
-    (folder / "plans.json").write_text(json.dumps(plans))
-    (folder / "dataset.json").write_text(json.dumps(dataset))
-    torch.manual_seed(0)
-    described = {**arguments, "input_channels": 1, "num_classes": case["classes"], "deep_supervision": False}
-    state: dict[str, Any] = {}
-    for key, value in build_network("slice3d.models.unets.PlainConvUNet", described).state_dict().items():
-        # the reference implementation registers every layer under two names, and the encoder twice
-        kind = {"conv": "0", "norm": "1"}.get(key.split(".")[-2], "")
-        names = [key]
-        if ".convs." in key and kind:
-            names.append(key.replace(f".{key.split('.')[-2]}.", f".all_modules.{kind}."))
-        for name in names:
-            state[name] = value
-            if name.startswith("encoder."):
-                state[f"decoder.{name}"] = value
-    torch.save(
-        {"network_weights": state, "init_args": {"configuration": "3d_fullres"}, "trainer_name": "nnUNetTrainer",
-         "inference_allowed_mirroring_axes": None},
-        folder / "fold_0" / "checkpoint_final.pth",
-    )  # fmt: skip
-    return folder
+# sizes of TotalSegmentator's published 3 mm and 1.5 mm configurations
+CASES = {
+    "3mm-118": Plan(
+        (3.0,) * 3, (112, 112, 128), (32, 64, 128, 256, 320), 118,
+        dataset="Dataset297_TotalSegmentator_total_3mm_1559subj",
+        trainer="nnUNetTrainer_4000epochs_NoMirroring",
+    ),
+    "1.5mm-25": Plan(
+        (1.5,) * 3, (128, 128, 128), (32, 64, 128, 256, 320, 320), 25,
+        dataset="Dataset291_TotalSegmentator_part1_organs_1559subj", trainer="nnUNetTrainerNoMirroring",
+    ),
+}  # fmt: skip
+RESULTS = Path(__file__).parent / "results" / "inference.json"
 
 
-def study(quick: bool) -> Any:
-    """A 512×512×300 CT of 0.75 × 0.75 × 1 mm: air, a body, an organ, noise. Quick: a quarter of it per axis."""
-    from slice3d.grid import Grid
-    from slice3d.volume import Volume, freeze
-
-    shape = (128, 128, 75) if quick else (512, 512, 300)
-    rng = np.random.default_rng(0)
-    spacing = [0.75 * 512 / shape[0], 0.75 * 512 / shape[1], 300 / shape[2]]
-    x, y = (np.linspace(-1, 1, n) for n in shape[:2])
-    body = (x[:, None] / 0.85) ** 2 + (y[None] / 0.6) ** 2 < 1
-    organ = ((x[:, None] - 0.3) / 0.35) ** 2 + (y[None] / 0.3) ** 2 < 1
-    plane = np.where(organ, 110, np.where(body, 40, -1000))
-    data = np.empty(shape, np.int16, order="F")
-    for k in range(shape[2]):
-        data[:, :, k] = plane + rng.normal(0, 15, plane.shape)
-    return Volume(freeze(data), Grid.from_spacing(shape, spacing), modality="CT")
-
-
-def contender(name: str, folder: Path, quick: bool, memory_gib: float | None) -> dict[str, Any]:
-    """Run one contender twice in this process and report."""
-    from slice3d.inference import Engine, InferenceSettings
-    from slice3d.models.install import AddSettings, add
-
-    volume = study(quick)
-    if name == "slice3d":
-        package = add(folder.parent.parent, settings=AddSettings(folder=folder.parent.parent / "cache", replace=True))
-        settings = InferenceSettings(memory_gib=memory_gib)
-        start = time.perf_counter()
-        engine = Engine(package, settings)
-        loaded = time.perf_counter() - start
-        runs = []
-        for _ in range(2):
-            start = time.perf_counter()
-            result = engine.predict(volume)
-            runs.append({"seconds": time.perf_counter() - start, **dict(result.metadata["timings_s"])})
-        about = {k: result.metadata[k] for k in ("precision", "threads", "tiles", "memory_planned_gib")}
-        report: dict[str, Any] = {"load_s": loaded, "first": runs[0], "second": runs[1], **about}
-    else:
-        report = monai_window(folder, volume)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    return {"contender": name, "peak_gib": round(peak, 3), **report}
-
-
-def monai_window(folder: Path, volume: Any) -> dict[str, Any]:
-    """MONAI's sliding window with whole-volume float32 scores, resampled to the study and reduced: the usual script."""
-    import torch
-    from monai.inferers import sliding_window_inference
+def study(path: Path, shape: tuple[int, int, int]) -> None:
+    """Write a CT of 384 × 384 mm and 1 mm slices: a torso phantom, sampled coarsely and enlarged, with fresh noise."""
+    import nibabel as nib
     from scipy import ndimage
 
-    from slice3d.models.loading import build_network
-    from slice3d.models.nnunet import translate, weights_of
+    from slice3d.grid import Grid
+    from slice3d.samples import TorsoPhantom, torso
 
-    foreign = translate(folder, name="peer")
-    network = build_network(foreign.description["network"]["class"], foreign.description["network"]["arguments"]).eval()
-    network.load_state_dict(weights_of(foreign.checkpoints[0]))
-    start = time.perf_counter()
-    target = np.array(foreign.description["spacing_mm"])
-    zoom = np.array(volume.grid.spacing_mm) / target
-    image = ndimage.zoom(volume.data.astype(np.float32), zoom, order=1, mode="nearest", grid_mode=True)
-    tensor = torch.from_numpy(np.clip(image, -1000, 1000) / 300)[None, None]
-    with torch.inference_mode():
-        scores = sliding_window_inference(tensor, foreign.description["patch_size"], 1, network, 0.5, mode="gaussian")
-        labels = torch.nn.functional.interpolate(scores, volume.grid.shape, mode="trilinear").argmax(1)
-    return {"seconds": time.perf_counter() - start, "classes_found": int(labels.unique().numel())}
+    small = (128, 128, max(8, shape[2] // 4))
+    spacing = np.array([384 / 128, 384 / 128, shape[2] / small[2]])
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = (-192 + 6.5, -192 - 71.0, -391.25 + 250.0)
+    coarse = torso(TorsoPhantom(), grid=Grid(small, affine), noise_hu=0.0).volume.data.astype(np.float32)
+    fine = ndimage.zoom(coarse, np.array(shape) / small, order=1, grid_mode=True, mode="nearest")
+    fine += np.random.default_rng(0).normal(0, 12, fine.shape).astype(np.float32)
+    voxel = [384 / shape[0], 384 / shape[1], 1.0]
+    image = nib.Nifti1Image(np.clip(np.rint(fine), -1024, 3071).astype(np.int16), np.diag([*voxel, 1.0]))
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
 
+
+_SLICE3D = """
+import json, sys, time, psutil
+begin = psutil.Process().create_time()
+from pathlib import Path
+import slice3d
+from slice3d.inference import Engine, InferenceSettings
+from slice3d.models import package
+source, target, cache, name, memory, precision = sys.argv[1:7]
+imported = time.time()
+engine = Engine(package(name, folder=Path(cache)), InferenceSettings(memory_gib=float(memory) or None, precision=precision))
+loaded = time.time()
+runs = []
+for n in range(2):
+    start = time.time()
+    volume = slice3d.load(source)
+    read = time.time()
+    result = engine.predict(volume)
+    done = time.time()
+    slice3d.save(result, target)
+    end = time.time()
+    runs.append({"seconds": end - (begin if n == 0 else start), "read_s": read - start, "write_s": end - done, **dict(result.metadata["timings_s"])})
+    keep = {k: result.metadata[k] for k in ("precision", "threads", "tiles", "memory_planned_gib", "memory_budget_gib")}
+    labels = len(set(result.labels[::8, ::8, ::8].ravel().tolist()))
+    print(json.dumps({"import_s": imported - begin, "load_s": loaded - imported, "runs": runs, "labels_found": labels, **keep}), flush=True)
+    if len(sys.argv) > 7:
+        break
+"""
+
+_MONAI = """
+import json, sys, time
+import nibabel as nib, numpy as np, torch
+from monai.inferers import sliding_window_inference
+from scipy import ndimage
+from slice3d.models.loading import build_network
+from slice3d.models.nnunet import translate, weights_of
+from pathlib import Path
+source, target, folder = sys.argv[1:4]
+foreign = translate(Path(folder), name="peer")
+network = build_network(foreign.description["network"]["class"], foreign.description["network"]["arguments"]).eval()
+network.load_state_dict(weights_of(foreign.checkpoints[0]))
+image = nib.load(source)
+data = np.asarray(image.dataobj).astype(np.float32).transpose(2, 1, 0)
+zoom = np.array(image.header.get_zooms()[:3])[::-1] / np.array(foreign.description["spacing_mm"])
+tensor = torch.from_numpy(np.clip(ndimage.zoom(data, zoom, order=1, mode="nearest", grid_mode=True), -1000, 1000) / 300)[None, None]
+with torch.inference_mode():
+    scores = sliding_window_inference(tensor, foreign.description["patch_size"], 1, network, 0.5, mode="gaussian")
+    labels = torch.nn.functional.interpolate(scores, data.shape, mode="trilinear").argmax(1)[0]
+nib.save(nib.Nifti1Image(labels.numpy().astype(np.uint8).transpose(2, 1, 0), image.affine), target)
+"""
 
 _NNUNET = """
-import json, resource, sys, time
+import json, sys, time
 import numpy as np, torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-folder, array, spacing = sys.argv[1], np.load(sys.argv[2]), json.loads(sys.argv[3])
-start = time.perf_counter()
+source, target, folder = sys.argv[1:4]
+torch.set_num_threads(int(sys.argv[4]))
 predictor = nnUNetPredictor(use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False)
 predictor.initialize_from_trained_model_folder(folder, (0,), "checkpoint_final.pth")
-loaded = time.perf_counter()
-predictor.predict_single_npy_array(array[None].astype(np.float32), {"spacing": spacing}, None, None, False)
-print(json.dumps({"contender": "nnunetv2", "load_s": loaded - start, "seconds": time.perf_counter() - loaded,
-                  "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2}))
+image, properties = SimpleITKIO().read_images([source])
+labels = predictor.predict_single_npy_array(image, properties, None, None, False)
+SimpleITKIO().write_seg(labels, target, properties)
 """
 
 
-def nnunet(python: str, folder: Path, quick: bool) -> dict[str, Any]:
-    """nnU-Net's predictor in its own environment."""
-    volume = study(quick)
-    with tempfile.TemporaryDirectory() as scratch:
-        array = Path(scratch) / "ct.npy"
-        np.save(array, volume.data.transpose(2, 1, 0))
-        spacing = json.dumps(list(volume.grid.spacing_mm[::-1]))
-        command = [python, "-W", "ignore", "-c", _NNUNET, str(folder), str(array), spacing]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+def command(contender: str, folder: Path, source: Path, target: Path, options: argparse.Namespace) -> list[str]:
+    python = options.peer_python
+    if contender == "slice3d":
+        more = ["once"] if options.once else []
+        return [sys.executable, "-c", _SLICE3D, str(source), str(target), str(options.scratch / "cache"), options.case,
+                str(options.memory), options.precision, *more]  # fmt: skip
+    if contender == "monai":
+        return [sys.executable, "-W", "ignore", "-c", _MONAI, str(source), str(target), str(folder)]
+    if python is None:
+        raise SystemExit(f"{contender} needs --peer-python")
+    if contender == "nnunetv2":
+        return [python, "-W", "ignore", "-c", _NNUNET, str(source), str(target), str(folder), str(os.cpu_count())]
+    # not `resolve`: a virtual environment's interpreter is a link, its commands lie beside the link
+    tool = str(Path(python).absolute().parent / "TotalSegmentator")
+    return [tool, "-i", str(source), "-o", str(target), "--fast", "--ml", "-d", "cpu", "-q"]
+
+
+def measured(line: list[str], env: dict[str, str]) -> tuple[float, float, str]:
+    """Seconds, peak GiB of the process and all its children, standard output."""
+    import psutil
+
+    start = time.time()
+    child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    peak, stop = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            total = 0
+            try:
+                parent = psutil.Process(child.pid)
+                for process in (parent, *parent.children(recursive=True)):
+                    total += process.memory_full_info().pss
+            except psutil.Error:
+                continue
+            peak[0] = max(peak[0], total / 1024**3)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    out, error = child.communicate()
+    seconds = time.time() - start
+    stop.set()
+    watcher.join()
+    if child.returncode:
+        raise SystemExit(f"{line[0]} ended with {child.returncode}: {error.strip()[-2000:]}")
+    return seconds, peak[0], out
+
+
+def prepare(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Results folder and study of the case, made once below `options.scratch`."""
+    from slice3d.models.install import AddSettings, add
+
+    plan = CASES[options.case]
+    root = options.scratch / "weights"
+    found = list((root / plan.dataset).glob("*/plans.json"))
+    folder = found[0].parent if found else results_folder(root, plan, [blobby_state(plan)])
+    if not (options.scratch / "cache" / options.case).exists():
+        add(folder, settings=AddSettings(name=options.case, folder=options.scratch / "cache"))
+    source = options.scratch / f"ct-{options.size}x{options.size}x{options.slices}.nii.gz"
+    if not source.exists():
+        study(source, (options.size, options.size, options.slices))
+    return folder, source
+
+
+def speed(options: argparse.Namespace) -> dict[str, Any]:
+    folder, source = prepare(options)
+    if options.contender == "prepare":
+        return {}
+    target = options.scratch / f"labels-{options.contender}-{options.case}-{options.slices}.nii.gz"
+    home = options.scratch / "home"
+    home.mkdir(exist_ok=True)
+    (home / "config.json").write_text(
+        json.dumps({"totalseg_id": "totalseg_benchmark", "send_usage_stats": False, "prediction_counter": 0})
+    )
+    weights = str(options.scratch / "weights")
+    places = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "TOTALSEG_WEIGHTS_PATH")
+    env = {**os.environ, **dict.fromkeys(places, weights), "TOTALSEG_HOME_DIR": str(home)}
+    seconds, peak, out = measured(command(options.contender, folder, source, target, options), env)
+    row: dict[str, Any] = {
+        "case": options.case, "size": [options.size, options.size, options.slices], "contender": options.contender,
+        "seconds": round(seconds, 1), "peak_gib": round(peak, 2),
+    }  # fmt: skip
+    if options.contender == "slice3d":
+        found = json.loads(out.strip().splitlines()[-1])
+        first = found["runs"][0]
+        row["seconds"] = round(first["seconds"], 1)  # the process goes on with a second case
+        row["outside_network_share"] = round(1 - first["network"] / first["seconds"], 3)
+        if len(found["runs"]) > 1:
+            row["second_case_seconds"] = round(found["runs"][1]["seconds"], 1)
+            second = found["runs"][1]
+            row["second_case_outside_network_share"] = round(1 - second["network"] / second["seconds"], 3)
+        row["details"] = found
+    elif options.contender == "nnunetv2":
+        row["agreement_with_slice3d"] = _agreement(target, options)
+    return row
+
+
+def _agreement(target: Path, options: argparse.Namespace) -> float | None:
+    import nibabel as nib
+
+    ours = options.scratch / f"labels-slice3d-{options.case}-{options.slices}.nii.gz"
+    if not ours.exists():
+        return None
+    pair = [np.asarray(nib.load(p).dataobj).astype(np.uint8) for p in (ours, target)]
+    return round(float((pair[0] == pair[1]).mean()), 5)
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    name = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
+    return {
+        "cpu": name, "cores": os.cpu_count(), "memory_gib": round(memory, 1),
+        "python": platform.python_version(), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def merge(path: Path, section: str, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
+    """Put rows into the results, in place of older ones of the same contender and case."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    new = {tuple(str(row[k]) for k in keys) for row in rows}
+    old = [row for row in found.get(section, []) if tuple(str(row[k]) for k in keys) not in new]
+    found[section] = sorted([*old, *rows], key=lambda row: [str(row[k]) for k in keys])
+    found["machine"] = machine()
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=CASES, default="3mm-118")
-    parser.add_argument("--quick", action="store_true", help="small study and network: does it run at all")
-    parser.add_argument("--memory", type=float, help="memory budget of slice3d in GiB")
-    parser.add_argument("--peer-python", help="interpreter of an environment with nnunetv2")
-    parser.add_argument("--no-monai", action="store_true")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--run", nargs=2, metavar=("CONTENDER", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("speed", "parity", "reference"), default="speed")
+    parser.add_argument("--case", choices=CASES, default="3mm-118")
+    parser.add_argument("--contender", default="slice3d",
+                        choices=("slice3d", "monai", "nnunetv2", "totalsegmentator", "prepare"))  # fmt: skip
+    parser.add_argument("--size", type=int, default=512, help="pixels per row and column")
+    parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("--memory", type=float, default=0.0, help="memory budget of slice3d in GiB (default: its own)")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--once", action="store_true", help="no second case in the same process")
+    parser.add_argument("--peer-python", help="interpreter of an environment with nnunetv2 and TotalSegmentator")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("SLICE3D_TEST_DATA", "../shared/data")))
+    parser.add_argument("--scratch", type=Path, help="folder to keep weights and studies in between calls")
+    parser.add_argument("--out", type=Path, help=f"results to merge into, e.g. {RESULTS.name}")
     options = parser.parse_args()
-    if options.run:
-        name, folder = options.run
-        print(json.dumps(contender(name, Path(folder), options.quick, options.memory)))
+    kept = tempfile.TemporaryDirectory()
+    options.scratch = (options.scratch or Path(kept.name)).absolute()
+    options.scratch.mkdir(parents=True, exist_ok=True)
+    if options.part == "speed":
+        row = speed(options)
+        print(json.dumps(row, indent=1))
+        if options.out and row:
+            merge(options.out, "speed", [row], ("case", "size", "contender"))
         return
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = model_folder(Path(scratch), CASES[options.model], options.quick)
-        for name in ("slice3d", *(() if options.no_monai else ("monai",))):
-            command = [sys.executable, __file__, "--run", name, str(folder)]
-            command += ["--quick"] if options.quick else []
-            command += ["--memory", str(options.memory)] if options.memory else []
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            rows.append(json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else
-                        {"contender": name, "failed": done.stderr.strip().splitlines()[-1:]})  # fmt: skip
-        if options.peer_python:
-            rows.append(nnunet(options.peer_python, folder, options.quick))
-    for row in rows:
-        print(json.dumps(row))
+    import parity
+
+    if options.peer_python is None:
+        raise SystemExit(f"--part {options.part} needs --peer-python")
+    if options.part == "reference":
+        parity.write_reference(options.peer_python, Path(__file__).parents[1] / "tests" / "inference" / "reference")
+        return
+    rows = parity.run(options.peer_python, options.data, options.scratch, os.cpu_count() or 1)
     if options.out:
-        options.out.write_text(json.dumps({"model": options.model, "quick": options.quick, "rows": rows}, indent=1))
+        merge(options.out, "parity", rows, ("model", "folds", "case"))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ _LOCATED_ML = 20.0  # a structure smaller than this says nothing about the orien
 class Census:
     """Counts, plane by plane, what the network found where: voxels, centre and extent of each channel."""
 
-    def __init__(self, channels: int, activation: str, first: int = 0) -> None:
-        self.activation = activation
+    def __init__(self, channels: int, activation: str, first: int = 0, threshold: float = 0.0) -> None:
+        self.activation, self.threshold = activation, threshold
         # per channel: voxels, and sums of their (slab, row, column) indices
         self.moments = np.zeros((channels, 4))
         self.first, self.taken = first, first
@@ -36,7 +36,8 @@ class Census:
             classes = scores.shape[-1]
             rows, columns = _count_along(best, classes, 0), _count_along(best, classes, 1)
         else:
-            rows, columns = (scores > 0).sum(1).T.double(), (scores > 0).sum(0).T.double()
+            on = scores > self.threshold
+            rows, columns = on.sum(1).T.double(), on.sum(0).T.double()
         count = rows.sum(1)
         place = [r.new_tensor(range(o, o + r.shape[1])) for r, o in zip((rows, columns), origin, strict=True)]
         sums = [count, count * self.taken, rows @ place[0], columns @ place[1]]

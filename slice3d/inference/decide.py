@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slice3d import anatomy
 from slice3d.errors import InputError
@@ -18,6 +19,8 @@ from slice3d.models.package import ModelPackage
 class Decision:
     """How scores become labels. values: label of each channel (softmax) or of each region in writing order (sigmoid).
 
+    threshold: raw score above which a region is there.
+
     groups: name → channels (softmax) or one channel (sigmoid) whose probability is the structure's.
     """
 
@@ -25,11 +28,12 @@ class Decision:
     values: tuple[int, ...]
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     probabilities: tuple[str, ...] = ()
+    threshold: float = 0.0
 
 
 def decision_for(package: ModelPackage, wanted: Sequence[str], settings: InferenceSettings) -> Decision:
     """How this package's scores become labels of the wanted structures. Raises `InputError` for unknown names."""
-    keep = _kept(package, wanted)
+    keep = kept(package, wanted)
     probabilities = tuple(anatomy.resolve(p, package.structures)[0] for p in settings.probabilities)
     groups = {}
     for name in dict.fromkeys([*wanted, *probabilities]):
@@ -42,7 +46,7 @@ def decision_for(package: ModelPackage, wanted: Sequence[str], settings: Inferen
         out = tuple(keep.get(value, 0) for value in range(max(package.labels) + 1))
     else:
         out = tuple(keep.get(value, 0) for value in package.regions)
-    return Decision(package.activation, out, groups, probabilities)
+    return Decision(package.activation, out, groups, probabilities, package.threshold)
 
 
 def wanted_structures(package: ModelPackage, structures: Sequence[str] | None) -> tuple[str, ...]:
@@ -54,7 +58,7 @@ def wanted_structures(package: ModelPackage, structures: Sequence[str] | None) -
     return tuple(dict.fromkeys(name for s in structures for name in anatomy.resolve(s, package.structures)))
 
 
-def _kept(package: ModelPackage, wanted: Sequence[str]) -> dict[int, int]:
+def kept(package: ModelPackage, wanted: Sequence[str]) -> dict[int, int]:
     """Label value of the model → value in a result that holds only `wanted`.
 
     What lies inside a wanted structure and was not asked for itself (the organs inside the body, a tumour inside the
@@ -73,15 +77,24 @@ def _kept(package: ModelPackage, wanted: Sequence[str]) -> dict[int, int]:
 
 def names_of(package: ModelPackage, wanted: Sequence[str]) -> tuple[dict[int, str], dict[str, tuple[int, ...]]]:
     """Labels and groups that a result holding only `wanted` needs."""
-    kept = _kept(package, wanted)
-    names = {value: package.labels[value] for value in sorted(set(kept.values()))}
+    values_of = kept(package, wanted)
+    names = {value: package.labels[value] for value in sorted(set(values_of.values()))}
     groups = {}
     for name, members in package.groups.items():
-        values = {kept[v] for v in members if v in kept}
-        whole = set(members) == {v for v, value in kept.items() if value in values}
+        values = {values_of[v] for v in members if v in values_of}
+        whole = set(members) == {v for v, value in values_of.items() if value in values}
         if whole and [names[v] for v in values] != [name]:
             groups[name] = tuple(sorted(values))
     return names, groups
+
+
+def only(labels: NDArray[Any], package: ModelPackage, wanted: Sequence[str]) -> NDArray[Any]:
+    """Labels of everything the package knows → labels of what is wanted."""
+    table = np.zeros(max(package.labels) + 1, labels.dtype)
+    for value, result in kept(package, wanted).items():
+        table[value] = result
+    out: NDArray[Any] = table[labels]
+    return out
 
 
 def label_type(package: ModelPackage) -> Any:

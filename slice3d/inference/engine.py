@@ -19,7 +19,7 @@ from slice3d.errors import InputError
 from slice3d.inference import checks, memory, postprocess, reliability
 from slice3d.inference.case import Axes, Case, Run, moved, padded, permuted, permuted_floats, slab_axis, three
 from slice3d.inference.census import Point, centres
-from slice3d.inference.decide import Decision, decision_for, label_type, names_of, wanted_structures
+from slice3d.inference.decide import Decision, decision_for, label_type, names_of, only, wanted_structures
 from slice3d.inference.hardware import choose_device, choose_dtype, computing, cores
 from slice3d.inference.networks import Networks, flips, mirror_axes
 from slice3d.inference.prepare import Frame, make_frame, network_image
@@ -75,9 +75,16 @@ class Engine:
         begin = time.perf_counter()
         findings = [*checks.check_input(volumes, self.package, allow=settings.allow_unexpected_input)]
         run.clock("check", begin)
+        # a step that belongs to the model may weigh structures against each other: it sees all of them
+        own_steps = self.package.keep_largest if settings.postprocess is not False else ()
+        looked_for = self.package.structures if own_steps else wanted
         with computing(settings.threads):
-            labels, probabilities, tallies, places = self._run(volumes, wanted, settings, run, progress)
+            labels, probabilities, tallies, places = self._run(volumes, looked_for, settings, run, progress)
         start = time.perf_counter()
+        if own_steps:
+            postprocess.keep_largest(labels, own_steps)
+            labels = only(labels, self.package, wanted)
+            tallies = {name: tallies[name] for name in wanted}
         names, groups = names_of(self.package, wanted)
         result = Segmentation(freeze(labels), volumes[0].grid, names, groups=groups, probabilities=probabilities)
         if settings.postprocess if settings.postprocess is not None else self.package.origin == "native":

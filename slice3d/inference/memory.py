@@ -115,7 +115,9 @@ def plan_case(networks: Networks, frame: Frame, *, slab: int, label_bytes: int, 
         fixed, most = (buffer + work) / GIB + 0.5, 8
     else:
         fixed, most = in_use_gib() + (buffer + work + host) / GIB, 1
-    tiles = len(tile_starts((padded[0], padded[1], padded[2]), patch, package.sampling.overlap))
+    tiles = len(
+        tile_starts((padded[0], padded[1], padded[2]), patch, package.sampling.overlap, package.sampling.tiling)
+    )
     return make_plan(fixed, per_tile, budget=budget, tiles=tiles, batch=settings.batch, most=most)
 
 

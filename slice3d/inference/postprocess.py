@@ -4,6 +4,8 @@ A single organ (anatomy kind `organ`, and `body`) keeps its largest component. E
 least `_FRAGMENT_SHARE` of its largest one; lesions keep everything above `_CRUMB_ML`. A voxel that is removed takes
 the label of the nearest voxel that stays, so that nothing tears holes into an enclosing structure. What is dropped is
 reported when it is larger than `_REPORT_SHARE` of what stays.
+
+That is for native packages. Steps that a foreign model brings along (`keep_largest`) are applied as it says.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from slice3d import anatomy
 from slice3d.findings import Finding
+from slice3d.models.package import KeepLargest
 from slice3d.volume import Segmentation, freeze
 
 _FRAGMENT_SHARE = 0.01
@@ -34,6 +37,32 @@ def clean(result: Segmentation, wanted: Sequence[str]) -> Segmentation:
         if dropped is not None:
             findings.append(dropped)
     return replace(result, labels=freeze(labels), findings=(*result.findings, *findings))
+
+
+def keep_largest(labels: NDArray[Any], steps: Sequence[KeepLargest]) -> None:
+    """Apply a model's own steps in place: other components than the largest become background."""
+    for step in steps:
+        present = [int(v) for v in np.unique(labels) if v and (step.labels is None or v in step.labels)]
+        for values in [[v] for v in present] if step.independent else [present]:
+            _keep_largest_of(labels, values, step)
+
+
+def _keep_largest_of(labels: NDArray[Any], values: Sequence[int], step: KeepLargest) -> None:
+    from scipy import ndimage
+
+    mask = np.isin(labels, values)
+    box = _bounding_box(mask)
+    if box is None:
+        return
+    components, count = ndimage.label(mask[box], structure=ndimage.generate_binary_structure(3, step.connectivity))
+    if count <= step.components:
+        return
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    drop = np.ones(len(sizes), bool)
+    drop[np.argsort(-sizes, kind="stable")[: step.components]] = False
+    drop[0] = False
+    labels[box][drop[components]] = 0
 
 
 def _clean_one(labels: NDArray[Any], values: Sequence[int], name: str, voxel_ml: float) -> Finding | None:

@@ -99,7 +99,7 @@ class Reducer:
         self.previous: torch.Tensor | None = None
         self.next_out = 0
         self.tallies = {name: Tally() for name in decision.groups}
-        self.census = Census(len(decision.values), decision.activation, windows[0].low)
+        self.census = Census(len(decision.values), decision.activation, windows[0].low, decision.threshold)
         self.probability = {name: np.zeros(labels.shape, np.float16) for name in decision.probabilities}
 
     def _axis(self, n_in: int, w: Window, step: float, order: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,7 +148,7 @@ class Reducer:
         if self.decision.activation == "softmax":
             best = scores.argmax(-1)
             return self.values[best], best
-        on = scores > 0
+        on = scores > self.decision.threshold
         labels = torch.zeros(scores.shape[:-1], dtype=torch.int32, device=scores.device)
         code = torch.zeros(scores.shape[:-1], dtype=torch.int64, device=scores.device)
         for channel, value in enumerate(self.decision.values):
@@ -202,7 +202,7 @@ class Reducer:
         else:
             columns = [channels[0] for channels in self.decision.groups.values()]
             p = scores[..., columns].sigmoid()
-            m = (p > 0.5).float()
+            m = (scores[..., columns] > self.decision.threshold).float()
             q = p.clamp(1e-6, 1 - 1e-6)
             entropy = -(q * q.log() + (1 - q) * (1 - q).log()).mean(-1)
         sums = torch.stack([m.sum((0, 1)), p.sum((0, 1)), (m * p).sum((0, 1)), (m * entropy[..., None]).sum((0, 1))])

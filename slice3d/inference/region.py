@@ -31,7 +31,7 @@ def locate(networks: Networks, case: Case, channels: Sequence[int]) -> tuple[Box
     package = networks.package
     if not runs(networks, case.padded_shape, permuted(package.patch_size, case.order), channels, case.settings)[0]:
         return None, None
-    census = Census(networks.channels_out, package.activation)
+    census = Census(networks.channels_out, package.activation, threshold=package.threshold)
     sweep = Sweep(0.0, [()], networks.folds[:1])
     for _, averaged in planes(networks, case, sweep, np.zeros(3, int), np.array(case.shape)):
         scores = networks.scores(averaged)
@@ -48,9 +48,11 @@ def runs(
     networks: Networks, shape: Axes, patch: Axes, channels: Sequence[int], settings: InferenceSettings
 ) -> tuple[int, int]:
     """Network runs to look for the region first (0: that would not pay), and for all of an image of this shape."""
-    overlap = networks.package.sampling.overlap if settings.overlap is None else settings.overlap
-    quick = len(tile_starts(shape, patch, 0.0))
-    full = len(tile_starts(shape, patch, overlap)) * len(flips(networks.package, settings)) * len(networks.folds)
+    sampling = networks.package.sampling
+    overlap = sampling.overlap if settings.overlap is None else settings.overlap
+    quick = len(tile_starts(shape, patch, 0.0, sampling.tiling))
+    full = len(tile_starts(shape, patch, overlap, sampling.tiling)) * len(networks.folds)
+    full *= len(flips(networks.package, settings))
     everything = len(channels) >= networks.channels_out - 1
     if settings.region == "whole" or everything or full < _LOCATE_FROM or quick > _LOCATE_SHARE * full:
         return 0, full

@@ -42,12 +42,13 @@ def planes(
     low, high = low + case.offset, high + case.offset
     starts = [
         start
-        for start in sorted(tile_starts(case.padded_shape, size, sweep.overlap))
+        for start in sorted(tile_starts(case.padded_shape, size, sweep.overlap, package.sampling.tiling))
         if all(s < b and s + p > a for s, p, a, b in zip(start, size, low, high, strict=True))
     ]
     origin = np.min(starts, axis=0)
     extent = np.max(starts, axis=0) + size - origin
-    weight = torch.from_numpy(np.transpose(importance(package.patch_size), case.order).copy()).to(device)
+    tile = importance(package.patch_size, package.sampling.tiling, package.sampling.blend)
+    weight = torch.from_numpy(np.transpose(tile, case.order).copy()).to(device)
     image = torch.from_numpy(case.image)
     scores = torch.zeros((size[0], int(extent[1]), int(extent[2]), networks.width), device=device)
     total = torch.zeros(scores.shape[:3], device=device)

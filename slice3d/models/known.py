@@ -63,7 +63,7 @@ def _total(name: str, path: str, summary: str, structures: tuple[str, ...]) -> K
 _TABLE = (
     _total(
         "totalsegmentator-fast",
-        "v2.0.4-weights/Dataset297_TotalSegmentator_total_3mm_1559subj_v204",
+        "v2.0.0-weights/Dataset297_TotalSegmentator_total_3mm_1559subj",
         "117 structures at 3 mm",
         _TOTAL,
     ),

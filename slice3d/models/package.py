@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +19,8 @@ FORMAT = "slice3d-model/1"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SCHEMES = ("clip_zscore", "zscore", "zscore_nonzero", "clip_range", "rescale_range", "rescale_rgb", "none")
 ACTIVATIONS = ("softmax", "sigmoid")
+TILINGS = ("nnunet", "monai")
+BLENDS = ("gaussian", "constant")
 RESAMPLING = ("average", "linear", "cubic", "nnunet", "torch", "none")
 
 
@@ -59,7 +62,9 @@ class Sampling:
     *_order, *_order_coarse, *_split refine `nnunet`: spline order, order along the coarse axis, and whether there is
     one (None: decided by the spacing).
     pad: value outside the field of view after normalisation, `zero` or `lowest`.
-    overlap: share of the patch that neighbouring tiles overlap. mirror_axes: network axes to average flips over.
+    overlap: share of the patch that neighbouring tiles overlap. tiling: where they lie, `nnunet` (evenly spread) or
+    `monai` (at a fixed step, the last one at the end). blend: how tiles that overlap are weighted, by a Gaussian around
+    their centre (each runner has its own) or all alike (`constant`, MONAI only). mirror_axes: network axes to average flips over.
     crop_nonzero: whether the non-zero bounding box alone is looked at, as nnU-Net does.
     """
 
@@ -67,6 +72,8 @@ class Sampling:
     scores: str = "linear"
     pad: str = "lowest"
     overlap: float = 0.5
+    tiling: str = "nnunet"
+    blend: str = "gaussian"
     mirror_axes: tuple[int, ...] = ()
     crop_nonzero: bool = False
     resampling_order: int = 3
@@ -78,13 +85,28 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class KeepLargest:
+    """A step after the network: only the largest `components` components of labels stay, as in MONAI's transform.
+
+    labels: label values (None: all). independent: each label by itself rather than their union. connectivity: 1 (faces),
+    2 (edges) or 3 (corners touch).
+    """
+
+    labels: tuple[int, ...] | None = None
+    independent: bool = True
+    connectivity: int = 3
+    components: int = 1
+
+
+@dataclass(frozen=True)
 class ModelPackage:
     """An installed model. Everything but the weights is read; `folder` holds `model.json` and the weights files.
 
     labels: output label value → structure name. groups: structure name → label values whose union it is.
     spacing_mm, patch_size: along the network's own axes, which run as `orientation` says (`"RAS"`, or `"native"`: the
     study's axes in the order k, j, i, then permuted by `transpose`). channels: one name per input image.
-    regions: for sigmoid outputs, the label value each channel writes, later channels over earlier ones.
+    regions: for sigmoid outputs, the label value each channel writes (0: none), later channels over earlier ones.
+    threshold: raw score above which a sigmoid channel is there. keep_largest: steps that belong to the model.
     """
 
     name: str
@@ -111,6 +133,8 @@ class ModelPackage:
     folder: Path
     origin: str = "native"
     builtin: bool = False
+    threshold: float = 0.0
+    keep_largest: tuple[KeepLargest, ...] = ()
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -230,6 +254,8 @@ def parse_package(raw: Any, folder: Path, *, builtin: bool = False) -> ModelPack
         folder=folder,
         origin=str(raw.get("origin", "native")),
         builtin=builtin,
+        threshold=fields.number("threshold", 0.0),
+        keep_largest=fields.keep_largest(),
     )
 
 
@@ -284,6 +310,29 @@ class _Fields:
             raise self.wrong(field, "three positive numbers")
         return tuple(kind(v) for v in value)
 
+    def number(self, field: str, default: float) -> float:
+        value = self.raw.get(field, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise self.wrong(field, "a number")
+        return float(value)
+
+    def keep_largest(self) -> tuple[KeepLargest, ...]:
+        value = self.raw.get("keep_largest", [])
+        if not isinstance(value, list) or not all(
+            isinstance(entry, dict) and set(entry) <= set(KeepLargest.__dataclass_fields__) for entry in value
+        ):
+            raise self.wrong("keep_largest", f"a list of objects with {', '.join(KeepLargest.__dataclass_fields__)}")
+        try:
+            steps = tuple(
+                replace(KeepLargest(**entry), labels=None if entry.get("labels") is None else tuple(entry["labels"]))
+                for entry in value
+            )
+        except TypeError as error:
+            raise self.wrong("keep_largest", "lists of label values in `labels`") from error
+        if not all(step.connectivity in (1, 2, 3) and step.components >= 1 for step in steps):
+            raise self.wrong("keep_largest", "connectivity 1, 2 or 3 and at least one component")
+        return steps
+
     def labels(self) -> dict[int, str]:
         try:
             labels = {int(value): str(name) for value, name in self.mapping("labels").items()}
@@ -332,6 +381,10 @@ class _Fields:
         sampling = Sampling(**{**value, "mirror_axes": tuple(value.get("mirror_axes", ()))})
         if sampling.resampling not in RESAMPLING or sampling.scores not in RESAMPLING:
             raise self.wrong("sampling", f"resampling and scores out of {', '.join(RESAMPLING)}")
+        if sampling.tiling not in TILINGS or sampling.blend not in BLENDS:
+            raise self.wrong("sampling", f"tiling out of {', '.join(TILINGS)} and blend out of {', '.join(BLENDS)}")
+        if (sampling.tiling, sampling.blend) == ("nnunet", "constant"):
+            raise self.wrong("sampling", "a gaussian blend with nnunet tiling")
         if not 0 <= sampling.overlap < 1 or not set(sampling.mirror_axes) <= {0, 1, 2}:
             raise self.wrong("sampling", "overlap from 0 to below 1 and mirror_axes out of 0, 1, 2")
         return sampling

@@ -1,0 +1,164 @@
+"""Agreement with nnU-Net's own predictor on real CT; called by `benchmarks/inference.py --part parity`.
+
+Tiny networks (plain and residual encoder, isotropic and anisotropic plans) are trained on a phantom for some seconds each,
+so that their output has structure; one and five folds; the checkpoint nnU-Net's predictor reads is the one added here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tiny_nnunet import Plan, dataset_json, plans_json, results_folder, trained_states
+
+CLASSES = 11
+ISOTROPIC: dict[str, Any] = {"spacing": (3.0, 3.0, 3.0), "patch": (48, 64, 64)}
+ANISOTROPIC: dict[str, Any] = {"spacing": (5.0, 1.5, 1.5), "patch": (16, 96, 96), "coarse_stages": 1}
+PLANS = {
+    "plain-isotropic": Plan(**ISOTROPIC, features=(8, 16, 32), classes=CLASSES),
+    "plain-anisotropic": Plan(**ANISOTROPIC, features=(8, 16, 32), classes=CLASSES, mirror=(0, 1, 2)),
+    "residual-isotropic": Plan(
+        **ISOTROPIC, features=(8, 16, 32), classes=CLASSES, kind="ResidualEncoderUNet", repeats=1, mirror=(1,)
+    ),
+    "residual-anisotropic": Plan(
+        **ANISOTROPIC, features=(8, 16, 32), classes=CLASSES, kind="ResidualEncoderUNet", repeats=1
+    ),
+}
+ITERATIONS = 48
+# stored with the tests: name → plan, folds
+SMALL = {
+    "plain-isotropic": (Plan((6.0, 6.0, 6.0), (24, 32, 32), (4, 8, 16), CLASSES), 1),
+    "residual-anisotropic": (
+        Plan((10.0, 3.0, 3.0), (8, 48, 48), (4, 8, 16), CLASSES, kind="ResidualEncoderUNet", repeats=1,
+             coarse_stages=1, mirror=(0, 2)),
+        2,
+    ),
+}  # fmt: skip
+
+_PEER = """
+import json, sys
+import numpy as np, torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+jobs = json.loads(sys.argv[1])
+torch.set_num_threads(int(sys.argv[2]))
+for job in jobs:
+    predictor = nnUNetPredictor(use_mirroring=True, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(job["folder"], tuple(range(job["folds"])), "checkpoint_final.pth")
+    for source, target in job["cases"]:
+        image, properties = SimpleITKIO().read_images([source])
+        labels = predictor.predict_single_npy_array(image, properties, None, None, False)
+        np.save(target, np.asarray(labels).astype(np.uint8))
+"""
+
+
+def _ask(python: str, root: Path, jobs: list[dict[str, Any]], threads: int) -> None:
+    """Have nnU-Net's predictor label files."""
+    scratch = {n: str(root) for n in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    subprocess.run(
+        [python, "-W", "ignore", "-c", _PEER, json.dumps(jobs), str(threads)], check=True,
+        env={**os.environ, **scratch}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def cases(data: Path) -> dict[str, Path]:
+    """Real CTs: isotropic abdomen, upper abdomen of another orientation, a whole abdomen at 3 mm."""
+    return {
+        "abdomen-1.5mm": data / "ct-torso/labelled/s0009/ct.nii.gz",
+        "upper-abdomen-0.9mm": data / "ct-torso/labelled/spl/ct.nii.gz",
+        "abdomen-3mm": data / "ct-torso/ts-example/ct.nii.gz",
+    }
+
+
+def trained_folder(root: Path, name: str, folds: int) -> Path:
+    """The results folder of a plan, trained once and kept below `root`."""
+    folder = root / f"{name}-{folds}"
+    found = sorted(folder.glob("*/*/plans.json"))
+    if found and len(list(found[0].parent.glob("fold_*/checkpoint_final.pth"))) == folds:
+        return found[0].parent
+    states = trained_states(PLANS[name], folds=5, iterations=ITERATIONS)
+    for count in (1, 5):
+        results_folder(root / f"{name}-{count}", PLANS[name], states[:count])
+    return trained_folder(root, name, folds)
+
+
+def run(python: str, data: Path, root: Path, threads: int) -> list[dict[str, Any]]:
+    """One row per model and CT: agreement in float32 and bfloat16 over all voxels and over what either labels."""
+    rows = []
+    for name in PLANS:
+        for folds in (1, 5):
+            if not sorted((root / f"{name}-{folds}").glob("*/*/plans.json")):
+                print(f"training {name}, {folds} fold(s)", flush=True)
+            folder = trained_folder(root, name, folds)
+            chosen = dict(list(cases(data).items())[: 3 if folds == 1 else 1])
+            targets = {case: root / f"{name}-{folds}-{case}.npy" for case in chosen}
+            todo = [[str(chosen[c]), str(t)] for c, t in targets.items() if not t.exists()]
+            if todo:
+                start = time.perf_counter()
+                _ask(python, root, [{"folder": str(folder), "folds": folds, "cases": todo}], threads)
+                print(f"nnunetv2 on {name}, {folds} fold(s): {time.perf_counter() - start:.0f} s", flush=True)
+            rows += [_compare(name, folds, folder, case, chosen[case], targets[case], threads) for case in chosen]
+            for row in rows[-len(chosen) :]:
+                print(json.dumps(row), flush=True)
+    return rows
+
+
+def _compare(
+    name: str, folds: int, folder: Path, case: str, source: Path, target: Path, threads: int
+) -> dict[str, Any]:
+    from slice3d import load
+    from slice3d.inference import Engine, InferenceSettings
+    from slice3d.models.install import AddSettings, add
+
+    package = add(
+        folder, settings=AddSettings(name=f"{name}-{folds}", folder=folder.parents[2] / "cache", replace=True)
+    )
+    theirs = np.load(target)
+    volume = load(source)
+    row: dict[str, Any] = {"model": name, "folds": folds, "case": case, "voxels": int(theirs.size)}
+    row["labels_found"] = len(np.unique(theirs))
+    for precision in ("float32", "bfloat16"):
+        settings = InferenceSettings(
+            device="cpu", precision=precision, threads=threads, allow_unexpected_input=True  # type: ignore[arg-type]
+        )  # fmt: skip
+        ours = Engine(package, settings).predict(volume).labels.transpose(2, 1, 0)
+        either = (ours > 0) | (theirs > 0)
+        row[f"{precision}_agreement"] = round(float((ours == theirs).mean()), 6)
+        row[f"{precision}_agreement_of_labelled"] = round(float((ours == theirs)[either].mean()), 6)
+    return row
+
+
+def write_reference(python: str, target: Path) -> None:
+    """What nnU-Net's predictor makes of a small phantom, stored for the test suite: image, weights, labels."""
+    import nibabel as nib
+
+    from slice3d.grid import Grid
+    from slice3d.samples import TorsoPhantom, torso
+
+    affine = np.diag([-4.0, -3.5, 7.0, 1.0])
+    affine[:3, 3] = (150, -20, -130)
+    volume = torso(TorsoPhantom(), grid=Grid((72, 60, 40), affine), noise_hu=0.0).volume
+    target.mkdir(exist_ok=True)
+    for name, (plan, folds) in SMALL.items():
+        states = trained_states(plan, folds=folds, iterations=ITERATIONS)
+        with tempfile.TemporaryDirectory() as scratch:
+            root = Path(scratch)
+            folder = results_folder(root, plan, states)
+            nib.save(nib.Nifti1Image(volume.data, volume.grid.affine), root / "ct.nii.gz")
+            cases = [[str(root / "ct.nii.gz"), str(root / "labels.npy")]]
+            _ask(python, root, [{"folder": str(folder), "folds": folds, "cases": cases}], 1)
+            labels = np.load(root / "labels.npy").transpose(2, 1, 0)
+        weights = {f"{n}/{key}": value.half().numpy() for n, state in enumerate(states) for key, value in state.items()}
+        np.savez_compressed(
+            target / f"{name}.npz", image=volume.data, affine=volume.grid.affine, labels=labels.astype(np.uint8),
+            plans=json.dumps(plans_json(plan)), dataset=json.dumps(dataset_json(plan)),
+            mirror=np.array(plan.mirror or (), int), **weights,
+        )  # fmt: skip
+        found, count = np.unique(labels, return_counts=True)
+        print(name, dict(zip(found.tolist(), count.tolist(), strict=True)))

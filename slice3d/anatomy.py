@@ -295,8 +295,9 @@ def standard_groups(names: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
 
 
 def color(name: str) -> tuple[int, int, int]:
-    """Display colour, RGB 0…255; grey for unknown structures."""
-    structure = STRUCTURES.get(canonical(name))
+    """Display colour, RGB 0…255, of a group its first member's; grey for unknown structures."""
+    known = canonical(name)
+    structure = STRUCTURES.get(GROUPS[known].members[0] if known in GROUPS else known)
     return structure.color if structure else _GREY
 
 

@@ -15,7 +15,7 @@ _PALETTE = (
 
 def structure_color(name: str) -> tuple[int, int, int]:
     """The structure's own RGB 0…255; for unknown names one of a fixed palette, always the same for the same name."""
-    if anatomy.canonical(name) in anatomy.STRUCTURES:
+    if anatomy.canonical(name) in {**anatomy.STRUCTURES, **anatomy.GROUPS}:
         return anatomy.color(name)
     return _PALETTE[crc32(name.encode("utf-8")) % len(_PALETTE)]
 

@@ -66,12 +66,13 @@ def report(
     surfaces = [mesh for mesh in mesh_list(meshes) if len(mesh.faces)]
     known = unique_findings(findings, volume.findings, segmentation.findings)
     picture = png_bytes(preview(volume, segmentation, surfaces, findings=known))
+    banner = sections.banner(known)
     body = sections.body(volume, segmentation, surfaces, metrics or {}, manifest or {}, known)
     voxels = min(settings.most_voxels, volume.data.size)
     triangles = min(settings.most_triangles, sum(len(mesh.faces) for mesh in surfaces))
     for _ in range(6):
         data, notes = _data(volume, segmentation, surfaces, voxels, triangles)
-        html = _page(settings.title, library, body, data, notes, picture)
+        html = _page(settings.title, library, {"BODY": body, "BANNER": banner}, data, notes, picture)
         size = len(html.encode("utf-8"))
         if size <= settings.most_bytes:
             break
@@ -177,7 +178,9 @@ def _presets(volume: Volume, limits: tuple[float, float]) -> list[dict[str, Any]
     return presets
 
 
-def _page(title: str, library: str, body: str, data: Mapping[str, Any], notes: Sequence[str], picture: bytes) -> str:
+def _page(
+    title: str, library: str, words: Mapping[str, str], data: Mapping[str, Any], notes: Sequence[str], picture: bytes
+) -> str:
     folder = files("slice3d.viewer") / "page"
     css = (folder / "report.css").read_text(encoding="utf-8")
     script = library + "\n" + (folder / "report.js").read_text(encoding="utf-8")
@@ -190,7 +193,7 @@ def _page(title: str, library: str, body: str, data: Mapping[str, Any], notes: S
     # json.dumps leaves "<" alone; as \u003c it can neither close the script element nor open a comment.
     packed = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     parts = {
-        "POLICY": sections.escape(policy), "TITLE": sections.escape(title), "CSS": css, "BODY": body,
+        "POLICY": sections.escape(policy), "TITLE": sections.escape(title), "CSS": css, **words,
         "NOTES": sections.paragraphs(notes), "PICTURE": _base64(picture), "DATA": packed, "SCRIPT": script,
     }  # fmt: skip
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda m: parts[m[1]], html)

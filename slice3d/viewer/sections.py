@@ -5,12 +5,15 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from slice3d.findings import Finding
+from slice3d.grid import Grid
 from slice3d.mesh import Mesh
 from slice3d.viewer.colors import structure_color
 from slice3d.viewer.preview import millilitres, shown_structures
@@ -26,6 +29,19 @@ _REFERENCE = (
 _SWATCH = (
     '<svg class="swatch" viewBox="0 0 1 1" aria-hidden="true"><rect width="1" height="1" fill="rgb({},{},{})"/></svg>'
 )
+_ENDS = (("left side", "right side"), ("back", "front"), ("lower end", "upper end"))
+# What a finding means for whoever uses the result.
+_DOUBT = "The network doubts its own outline: parts may be missing, or neighbours may be included. Check every slice."
+_MEANING = {
+    "low-expected-dice": _DOUBT,
+    "model-unsure": _DOUBT,
+    "parts-dropped": "Pieces apart from the rest were taken for errors and removed. If one of them was real, it is missing.",
+    "closed-at-field-of-view": "The flat end of the surface is where the scan ends, not where the structure does.",
+    "organ-cut-by-field-of-view": "Only a part of the structure was scanned; the whole of it is larger.",
+    "volume-implausible": "The outline is probably wrong, or the patient is unusual. Do not use the volume unchecked.",
+    "orientation-implausible": "Left and right, or top and bottom, may be swapped. Do not use the result before this is settled.",
+    "structure-empty": "Either it is not in the scan, or the network missed it.",
+}
 _SEVERITY = {"error": "Problem", "warning": "Caution", "info": "Note"}
 
 
@@ -50,10 +66,11 @@ def body(
     """Everything below the viewer."""
     structures = shown_structures(segmentation, surfaces)
     rows: Mapping[str, Any] = metrics.get("structures", {})
+    told = [replace(f, message=_plain_sides(f, segmentation.grid)) for f in findings]
     return "".join(
         (
             _section("numbers", "Numbers", _table(segmentation, surfaces, structures, rows)),
-            _section("findings", "What to know", _findings(findings)),
+            _section("findings", "What to know", _findings(told)),
             _section("sure", "How sure is this?", _bullets(certainty(volume, segmentation, structures, rows))),
             _section("origin", "Where it comes from", _origin(volume, manifest)),
         )
@@ -68,6 +85,7 @@ def _table(
     segmentation: Segmentation, surfaces: Sequence[Mesh], structures: Sequence[str], rows: Mapping[str, Any]
 ) -> str:
     by_name = {mesh.name: mesh for mesh in surfaces}
+    expected = any(isinstance(row.get("expected_dice"), (int, float)) for row in rows.values())
     references = [column for column in _REFERENCE if any(column[0] in r.get("reference", {}) for r in rows.values())]
     heads = [
         "Structure",
@@ -75,6 +93,7 @@ def _table(
         "Surface encloses, ml",
         "Surface area, cm²",
         "Pieces",
+        *(["Expected Dice"] if expected else []),
         *(r[1] for r in references),
     ]
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
@@ -86,8 +105,9 @@ def _table(
         cells = [
             millilitres(float(row.get("volume_ml", segmentation.volume_ml(name)))),
             millilitres(mesh.volume_ml) if mesh else "–",
-            f"{mesh.area_mm2 / 100:.1f}" if mesh else "–",
+            f"{mesh.area_mm2 / 100:,.1f}" if mesh else "–",
             str(row.get("components", "–")),
+            *([_number(row.get("expected_dice"), "{:.2f}")] if expected else []),
             *(_number(row.get("reference", {}).get(key), form) for key, _, form in references),
         ]
         swatch = _SWATCH.format(red, green, blue)
@@ -105,11 +125,46 @@ def _number(value: Any, form: str) -> str:
 def _findings(findings: Sequence[Finding]) -> str:
     if not findings:
         return "<p>Nothing unusual was found in the study or the result. That does not prove the result right.</p>"
-    items = []
+    alike: dict[tuple[str, str], list[str]] = {}
     for f in findings:
-        words = f"<strong>{_SEVERITY[f.severity]}:</strong> {escape(f.message)} <code>{escape(f.code)}</code>"
-        items.append(f'<li class="{f.severity}">{words}</li>')
+        alike.setdefault((f.severity, f.code), []).append(f.message)
+    items = []
+    for (severity, code), messages in alike.items():
+        words = f"<strong>{_SEVERITY[severity]}:</strong> "
+        told = [f"{escape(_capital(message))}" for message in messages]
+        words += told[0] if len(told) == 1 else f"{len(told)} times<ul>{''.join(f'<li>{t}</li>' for t in told)}</ul>"
+        meaning = f'<p class="meaning">{escape(_MEANING[code])}</p>' if code in _MEANING else ""
+        items.append(f'<li class="{severity}">{words} <code>{escape(code)}</code>{meaning}</li>')
     return f'<ul class="findings">{"".join(items)}</ul>'
+
+
+def banner(findings: Sequence[Finding]) -> str:
+    """One line for the top of the page that counts what is serious and leads to it; empty when nothing is."""
+    counts = {kind: sum(f.severity == kind for f in findings) for kind in ("error", "warning")}
+    parts = [
+        f"{n} {word}{'s' * (n > 1)}" for n, word in ((counts["error"], "problem"), (counts["warning"], "caution")) if n
+    ]
+    if not parts:
+        return ""
+    kind = "error" if counts["error"] else "warning"
+    return f'<p class="banner {kind}"><a href="#findings-title">{" and ".join(parts)}: read them before use</a></p>'
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _plain_sides(finding: Finding, grid: Grid) -> str:
+    """The message with array ends ("first k slice") named as the patient's ("lower end")."""
+    message = finding.message
+    for side in finding.details.get("sides", ()):
+        found = re.fullmatch(r"(first|last) ([ijk]) slice", str(side))
+        if found:
+            axis = "ijk".index(found[2])
+            world = grid.world_axes[axis]
+            up = bool(grid.directions[world, axis] > 0) == (found[1] == "last")
+            message = message.replace(str(side), _ENDS[world][up])
+    return message
 
 
 def _bullets(sentences: Sequence[str]) -> str:
@@ -123,7 +178,7 @@ def certainty(
     out = []
     model = segmentation.metadata.get("model") or segmentation.metadata.get("name")
     if model:
-        version = segmentation.metadata.get("version", "")
+        version = segmentation.metadata.get("model_version") or segmentation.metadata.get("version", "")
         out.append(
             f"The outlines were drawn by the neural network {model} {version}".rstrip()
             + ": an estimate, not a measurement. A person who knows the anatomy has to check them against the images."
@@ -134,8 +189,9 @@ def certainty(
         expected = rows.get(name, {}).get("expected_dice")
         if isinstance(expected, (int, float)):
             out.append(
-                f"{title_of(name)}: on patients this model had not seen, its outlines overlapped with the reference by "
-                f"a Dice of {expected:.2f} on average (1 is perfect); this patient can be worse."
+                f"{title_of(name)}: going by how sure the network is of this image, its outline should overlap with a "
+                f"careful person's by a Dice of about {expected:.2f} (1 is perfect): roughly {100 * (1 - expected):.0f} % "
+                "of the outlined volume is expected in the wrong place. This patient can be worse."
             )
         out.extend(_range(segmentation, name))
     if volume.synthesised is not None and volume.synthesised.any():

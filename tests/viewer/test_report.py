@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from slice3d.errors import InputError, MissingExtraError
+from slice3d.findings import Finding
 from slice3d.grid import Grid
 from slice3d.mesh import Mesh
 from slice3d.viewer import ReportSettings, report
-from slice3d.viewer.page_data import image_bytes, label_bytes, shrink, surface_bytes, thin_out
-from slice3d.viewer.sections import certainty
-from slice3d.volume import Segmentation, Volume
+from slice3d.viewer.page_data import _factors, image_bytes, label_bytes, shrink, surface_bytes, thin_out
+from slice3d.viewer.sections import banner, body, certainty
+from slice3d.volume import Segmentation, Volume, freeze
 from tests.viewer.study import HOSTILE, study
 
 needs_niivue = pytest.mark.skipif(
@@ -76,10 +77,44 @@ def test_words_from_files_stay_words(page: str) -> None:
 def test_numbers_and_certainty_are_in_the_page(page: str) -> None:
     assert "0.912" in page
     assert "7.20" in page
-    assert "Dice of 0.95 on average" in page
+    assert "Dice of about 0.95" in page
+    assert "roughly 5 % of the outlined volume" in page
+    assert '<a href="#findings-title">1 caution: read them before use</a>' in page
     assert "Not a medical device" in page
     assert "&quot;slice3d&quot;: &quot;1&quot;" in page
     assert page.index("Caution:") < page.index("Note:")
+
+
+def test_findings_are_grouped_explained_and_speak_of_the_patient() -> None:
+    _, segmentation, _ = study()  # LPS: the last j slice is at the back, the last k slice is the upper end
+    text = "{} reaches the border of the field of view ({}) and was closed there"
+    found = [
+        Finding("closed-at-field-of-view", text.format(name, ", ".join(sides)), details={"sides": sides})
+        for name, sides in (("bone", ["first k slice", "last j slice"]), ("aorta", ["last k slice"]))
+    ]
+    volume = Volume(np.zeros(segmentation.grid.shape, np.int16), segmentation.grid, modality="CT")
+    html = body(volume, segmentation, [], {}, {}, [*found, Finding("odd", "Odd.", "error")])
+    assert "Bone reaches the border of the field of view (lower end, back)" in html
+    assert "Aorta reaches the border of the field of view (upper end)" in html
+    assert html.count("<code>closed-at-field-of-view</code>") == html.count("where the scan ends") == 1
+    assert "2 times<ul>" in html
+    assert banner([]) == banner([Finding("a", "A.", "info")]) == ""
+    assert "1 problem and 2 cautions" in banner([*found, Finding("odd", "Odd.", "error")])
+
+
+def test_a_full_size_study_fits_by_the_limits_alone() -> None:
+    """512×512×300 is never shown at full size, and whatever it holds, the page stays under 25 MB or is refused."""
+    limits = ReportSettings()
+    assert limits.most_bytes < 25_000_000
+    zeros = np.broadcast_to(freeze(np.zeros(1, np.int16)), (512, 512, 300))
+    grid = Grid.from_spacing(zeros.shape, (0.8, 0.8, 1.0))
+    factors = _factors(grid, limits.most_voxels)
+    assert np.prod(np.ceil(np.divide(grid.shape, factors))) <= limits.most_voxels
+    rng = np.random.default_rng(4)
+    noise = freeze(rng.normal(40, 12, (128, 128, 75)).astype(np.int16))
+    packed = len(image_bytes(Volume(noise, Grid.from_spacing(noise.shape, (1, 1, 1)), modality="CT"), (-150, 250)))
+    # what the image takes at most in the page, in base64, leaves room for the viewer and the surfaces
+    assert packed / noise.size * limits.most_voxels * 4 / 3 < 15_000_000
 
 
 @needs_niivue
@@ -203,10 +238,12 @@ def test_what_is_uncertain_is_said() -> None:
     made[..., ::2] = True
     from dataclasses import replace
 
-    sure = replace(segmentation, probabilities={"spleen": chance}, metadata={"model": "ct-torso", "version": "1.0"})
+    sure = replace(
+        segmentation, probabilities={"spleen": chance}, metadata={"model": "ct-torso", "model_version": "1.0"}
+    )
     text = " ".join(certainty(replace(volume, synthesised=made), sure, ["spleen"], {"spleen": {"expected_dice": 0.9}}))
     assert "neural network ct-torso 1.0" in text
-    assert "Dice of 0.90" in text
+    assert "Dice of about 0.90" in text
     assert "between 5.25 and 6.30 ml" in text
     assert "50 % of the image was computed" in text
     assert "5 mm" in text

@@ -186,7 +186,14 @@ def test_window_and_overlay_change_the_picture(opened: Opened) -> None:
         1300,
     ]
     assert np.abs(opened.pixels() - before).mean() > 0.5
+    level, width = opened.page.get_by_label("Level"), opened.page.get_by_label("Width", exact=True)
+    assert (level.get_attribute("aria-valuetext"), width.get_attribute("aria-valuetext")) == ("400 HU", "1800 HU")
+    width.focus()
+    opened.page.keyboard.press("ArrowLeft")
+    assert opened.page.evaluate("slice3dReport.nv.volumes[0].cal_max - slice3dReport.nv.volumes[0].cal_min") == 1795
+    assert opened.page.get_by_role("button", name="bone").get_attribute("aria-pressed") == "false"
     opened.page.get_by_role("button", name="automatic").click()
+    assert opened.page.locator("#width-out").text_content() == "400 HU"
     overlay = opened.page.get_by_label("Overlay")
     overlay.focus()
     opened.page.keyboard.press("Home")

@@ -89,6 +89,35 @@ function setWindow({ low, high }) {
   nv.volumes[0].cal_min = low;
   nv.volumes[0].cal_max = high;
   nv.updateGLVolume();
+  showWindow();
+}
+
+function showWindow() {
+  const { cal_min, cal_max } = nv.volumes[0];
+  const unit = data.modality === "CT" ? " HU" : "";
+  for (const [name, value] of [["level", (cal_min + cal_max) / 2], ["width", cal_max - cal_min]]) {
+    const text = `${Number(value.toPrecision(4))}${unit}`;
+    byId(name).value = String(value);
+    byId(name).setAttribute("aria-valuetext", text);
+    byId(`${name}-out`).textContent = text;
+  }
+}
+
+function makeWindow() {
+  const { global_min: low, global_max: high } = nv.volumes[0];
+  const span = high - low || 1;
+  const step = data.modality === "CT" ? 5 : span / 200;
+  Object.assign(byId("level"), { min: low, max: high, step });
+  Object.assign(byId("width"), { min: step, max: span, step });
+  const pick = () => {
+    for (const button of byId("presets").children) button.setAttribute("aria-pressed", "false");
+    const [level, width] = ["level", "width"].map((name) => Number(byId(name).value));
+    setWindow({ low: level - width / 2, high: level + width / 2 });
+  };
+  byId("level").addEventListener("input", pick);
+  byId("width").addEventListener("input", pick);
+  nv.onIntensityChange = showWindow;
+  showWindow();
 }
 
 function shownOnes() {
@@ -218,6 +247,7 @@ async function open() {
   nv.setRenderAzimuthElevation(160, 15);
   choices(byId("views"), [{ name: "All", type: ALL }, ...PLANES, { name: "3D", type: RENDER }], (view) => nv.setSliceType(view.type), 0);
   choices(byId("presets"), data.presets, setWindow, 0);
+  makeWindow();
   makeSliders();
   makeSlidersOfOpacity();
   makeMeasuring();

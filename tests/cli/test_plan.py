@@ -67,6 +67,8 @@ def test_plan_names_series_model_memory_and_time_and_writes_nothing(
     assert told["model"]["name"] == "ct-torso"
     assert told["structures"] == ["liver", "kidneys"]
     assert told["network_s"] == 100.0
+    assert told["run_s"] >= told["network_s"]
+    assert told["run_memory_gib"] >= told["network_memory_gib"]
     assert "liver.stl" in told["outputs"]
     assert "segmentation.dcm" in told["outputs"]
     assert "report.html" not in told["outputs"]

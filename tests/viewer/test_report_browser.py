@@ -186,7 +186,7 @@ def test_window_and_overlay_change_the_picture(opened: Opened) -> None:
         1300,
     ]
     assert np.abs(opened.pixels() - before).mean() > 0.5
-    level, width = opened.page.get_by_label("Level"), opened.page.get_by_label("Width", exact=True)
+    level, width = opened.page.get_by_label("Level"), opened.page.get_by_label("Width")
     assert (level.get_attribute("aria-valuetext"), width.get_attribute("aria-valuetext")) == ("400 HU", "1800 HU")
     width.focus()
     opened.page.keyboard.press("ArrowLeft")

@@ -104,11 +104,11 @@ function showWindow() {
 }
 
 function makeWindow() {
-  const { global_min: low, global_max: high } = nv.volumes[0];
-  const span = high - low || 1;
-  const step = data.modality === "CT" ? 5 : span / 200;
+  const span = data.window[1] - data.window[0];
+  const [low, high, widest, step] =
+    data.modality === "CT" ? [-1025, 3075, 4100, 5] : [data.window[0] - span, data.window[1] + span, 4 * span, span / 100];
   Object.assign(byId("level"), { min: low, max: high, step });
-  Object.assign(byId("width"), { min: step, max: span, step });
+  Object.assign(byId("width"), { min: step, max: widest, step });
   const pick = () => {
     for (const button of byId("presets").children) button.setAttribute("aria-pressed", "false");
     const [level, width] = ["level", "width"].map((name) => Number(byId(name).value));
@@ -224,6 +224,8 @@ async function open() {
     measureTextColor: [0.4, 0.9, 1, 1], meshThicknessOn2D: 0, show3Dcrosshair: true, isAlphaClipDark: true,
   });
   await nv.attachToCanvas(canvas, true);
+  // Nothing is computed or drawn until all is there: without a graphics card each time costs seconds.
+  nv.drawScene = nv.updateGLVolume = () => {};
   const [low, high] = data.window;
   await nv.addVolumeFromUrl({ url: "image.nii.gz", name: "image.nii.gz", buffer: bytes(data.image), colormap: "gray", cal_min: low, cal_max: high });
   makeStructures();
@@ -239,6 +241,9 @@ async function open() {
     });
     surfaces.set(structure.name, mesh);
   }
+  delete nv.drawScene;
+  delete nv.updateGLVolume;
+  nv.updateGLVolume();
   // Surfaces are the result; the volume rendering behind them would only hide them (this instance, not the library).
   if (surfaces.size) nv.drawImage3D = () => {};
   nv.scene.crosshairPos = nv.mm2frac(data.start);
@@ -252,8 +257,6 @@ async function open() {
   makeSlidersOfOpacity();
   makeMeasuring();
   nv.onLocationChange = moved;
-  nv.updateGLVolume();
-  nv.drawScene();
   moved();
   status.textContent = "";
   canvas.dataset.ready = "yes";

@@ -91,10 +91,16 @@ def scaling(base: Path, count: int, workers: tuple[int, ...]) -> dict[str, Any]:
 
 def soak(base: Path, count: int) -> dict[str, Any]:
     """Resident memory of each worker process after every case: the second tenth of its cases against the last."""
+    from tests.cohort.faults import Cluster
     from tests.cohort.real import noted, write_cohort
 
     write_cohort(base / "in", count)
-    result = run_cohort(base / "in", base / "out", job=noted(base / "notes"), execution=settings(2))
+    cluster = Cluster(base, workers=3)
+    try:
+        execution = CohortSettings(scheduler=cluster.address, min_free_gib=0.1, timeout_s=600.0)
+        result = run_cohort(base / "in", base / "out", job=noted(base / "notes"), execution=execution)
+    finally:
+        cluster.close()
     if result.failed:
         raise RuntimeError(f"{result.failed} cases failed: {result.table.reason.unique()[:3]}")
     memory: dict[str, list[float]] = defaultdict(list)

@@ -33,7 +33,10 @@ def perform(task: Task) -> Record:
     from distributed import get_worker
 
     plugin: Any = get_worker().plugins[_PLUGIN]
-    return do_case(task, plugin.process)
+    try:
+        return do_case(task, plugin.process)
+    finally:
+        plugin.process.tidy()
 
 
 def _plugin(settings: CohortSettings) -> Any:

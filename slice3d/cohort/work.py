@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -56,6 +57,18 @@ class Process:
     gate: threading.Lock = field(default_factory=threading.Lock)
     running: dict[str, Callable[[], None]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    settled: bool = False
+
+    def tidy(self) -> None:
+        """Free what a case left in reference cycles: with images in them, the collector's own time is too late.
+
+        What the first case imported and keeps is left out from then on, which makes this a matter of milliseconds.
+        """
+        gc.collect()
+        with self.lock:
+            if not self.settled and not self.running:
+                gc.freeze()
+                self.settled = True
 
 
 def do_case(task: Task, process: Process) -> Record:

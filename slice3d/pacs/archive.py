@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slice3d.errors import InputError, MissingExtraError, Slice3DError
+from slice3d.output import private_folder
 from slice3d.pacs.address import Address, Auth, check_uid
 
 _TIMEOUT_S = (10, 300)
@@ -82,8 +83,7 @@ def fetched(address: str, *, auth: Auth | None = None, max_bytes: int = 32 * 2**
     Raises `InputError` when it is not there, larger than `max_bytes`, or did not arrive whole.
     """
     where = _one_study(address)
-    with tempfile.TemporaryDirectory(prefix="slice3d-") as name:
-        folder = Path(name)
+    with private_folder(Path(tempfile.gettempdir()), "slice3d-fetched-") as folder:
         with _session(where, auth) as client:
             expected = set(_instances(client, where))
             received = _receive(client, where, folder, max_bytes)

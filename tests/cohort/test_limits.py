@@ -97,6 +97,31 @@ def test_gpus_that_a_queue_allows(allowed: str, expected: tuple[str, ...], monke
     assert os.environ["CUDA_VISIBLE_DEVICES"] == allowed  # one or none: nothing to choose
 
 
+def test_cycles_are_freed_after_each_case() -> None:
+    import gc
+    import weakref
+
+    class Image:
+        def __init__(self) -> None:
+            self.me = self
+
+    process, enabled = Process(), gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(2):
+            image = Image()
+            gone = weakref.ref(image)
+            del image
+            assert gone() is not None
+            process.tidy()
+            assert gone() is None
+        assert process.settled
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+
+
 def test_without_gpus_the_kernel_limits_memory(tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,3 +116,63 @@ def test_a_manifest_that_lists_folders_removes_none(tmp_path: Path) -> None:
     _run(out, {"a": "1"})
     assert (out / "mine").is_dir()
     assert (out / "a").read_text() == "1"
+
+
+RUN = """
+import os, signal, sys, time
+from pathlib import Path
+from slice3d.output import Transaction
+out, mark, count, end = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+with Transaction(out) as transaction:
+    for n in range(count):
+        (transaction.folder / f"{n}.txt").write_text(mark)
+    transaction.write_json("manifest.json", {"outputs": transaction.hashes()})
+    print("ready", flush=True)
+    sys.stdin.readline()
+    if end == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    transaction.commit()
+"""
+
+
+def _start(out: Path, mark: str, count: int, end: str = "") -> subprocess.Popen[str]:
+    call = [sys.executable, "-c", RUN, str(out), mark, str(count), end]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_two_runs_that_end_at_once_leave_the_results_of_one(there: bool, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    runs = [_start(out, mark, count) for mark, count in (("a", 300), ("b", 200))]
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.write("\n")
+        run.stdin.flush()
+    assert [run.wait(60) for run in runs] == [0, 0]
+    for run in runs:
+        run.communicate()
+    content = _content(out)
+    assert (set(content.values()), len(content)) in ((({"a"}), 300), ({"b"}, 200))
+    listed = json.loads((out / "manifest.json").read_text())["outputs"]
+    assert set(listed) == set(content)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of folders are POSIX's")
+def test_what_a_killed_run_left_goes_with_the_next_and_a_live_one_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    dead, live = _start(out, "dead", 3, "killed"), _start(out, "live", 3)
+    dead.communicate("\n")
+    assert len(list(tmp_path.glob(".slice3d-*"))) == 2
+    _run(out, {"a": "1"})
+    assert len(list(tmp_path.glob(".slice3d-*"))) == 1
+    live.communicate("\n")
+    assert live.returncode == 0
+    assert _content(out) == {f"{n}.txt": "live" for n in range(3)}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -331,3 +331,29 @@ def test_fuzz(tmp_path: Path, dicom: Path) -> None:
                 keep = tmp_path / f"culprit-{n}{suffix}"
                 keep.write_bytes(path.read_bytes())
                 raise AssertionError(f"{suffix}, mutation {n}: {type(error).__name__}: {error}") from error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha", ".vtp"])
+def test_names_that_are_no_text_never_end_the_process(suffix: str, tmp_path: Path) -> None:
+    name = os.fsdecode(b"DOE\xff\xfe" + suffix.encode())
+    code = """
+import sys, slice3d
+from pathlib import Path
+from slice3d.errors import Slice3DError
+from slice3d.io.meshes import MESH_READERS
+path = Path(sys.argv[1])
+try:
+    MESH_READERS[path.suffix](path) if path.suffix in MESH_READERS else slice3d.load(path)
+    print("read")
+except Slice3DError as error:
+    print("refused")
+"""
+    if suffix == ".vtp":
+        corners = np.array([[0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9.0]])
+        slice3d.save(slice3d.Mesh(corners, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])), tmp_path / "a.vtp")
+    else:
+        slice3d.save(_volume(), tmp_path / f"a{suffix}")
+    (tmp_path / f"a{suffix}").rename(tmp_path / name)
+    said = _limited(code, tmp_path / name, gib=4.0).strip()
+    assert said == ("read" if suffix.startswith(".nii") else "refused")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import secrets
 import threading
 import warnings
@@ -112,6 +113,20 @@ class Opener:
             if file.path not in self._archives:
                 self._archives[file.path] = zipfile.ZipFile(file.path)
         return io.BytesIO(read_member(self._archives[file.path], file.member))
+
+
+def text_path(path: Path) -> str:
+    """The path for libraries that take nothing but UTF-8 (ITK ends the process otherwise).
+
+    Raises `InputError` for a name that is not.
+    """
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the name of a {path.suffix} file or of its folder is not UTF-8, which its format's library needs; rename it"
+        ) from error
+    return os.fspath(path)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from slice3d.errors import InputError
 from slice3d.findings import Finding
 from slice3d.grid import Grid
+from slice3d.io.files import text_path
 from slice3d.io.nifti import MAX_DEFLATE, as_labels, label_names
 from slice3d.volume import Segmentation, Volume, freeze
 
@@ -100,7 +101,7 @@ def write_mha(data: NDArray[Any], grid: Grid, path: Path) -> None:
         # ITK chooses the format by suffix
         own = part.with_suffix(".mha")
         try:
-            sitk.WriteImage(to_itk(data, grid), str(own), useCompression=True)
+            sitk.WriteImage(to_itk(data, grid), text_path(own), useCompression=True)
             own.replace(part)
         except RuntimeError as error:
             raise InputError(f"cannot write {path.name}; choose a folder you may write to") from error
@@ -149,7 +150,7 @@ def _reader(path: Path) -> tuple[Any, list[Finding]]:
     have = _check_data_files(path)
     toolkit: Any = sitk
     reader = toolkit.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(text_path(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:

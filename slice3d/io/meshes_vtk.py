@@ -14,7 +14,7 @@ import numpy as np
 
 from slice3d import anatomy
 from slice3d.errors import InputError
-from slice3d.io.files import atomic
+from slice3d.io.files import atomic, text_path
 from slice3d.io.meshes_basic import LPS, color_of, meshes_of, names_of
 from slice3d.io.meshes_scene import zip_bytes
 from slice3d.mesh import Mesh
@@ -119,7 +119,7 @@ def read_vtp(path: Path) -> list[Mesh]:
     before = vtkObject.GetGlobalWarningDisplay()
     vtkObject.GlobalWarningDisplayOff()
     try:
-        reader.SetFileName(str(path))
+        reader.SetFileName(text_path(path))
         reader.Update()
     finally:
         vtkObject.SetGlobalWarningDisplay(before)

@@ -301,3 +301,52 @@ def test_widest_type_of_any_slice_holds_for_all(tmp_path):
     np.testing.assert_array_equal(volume.data[..., :20], data[..., :20])
     np.testing.assert_array_equal(volume.data[..., 38], 0.5 * (data[..., 37] + 1024.0) - 1024)
     np.testing.assert_array_equal(volume.data[..., 40], data[..., 39])
+
+
+def phases(at, numbers, **changes):
+    """Slices at `at` mm with instance numbers, and what else is the same for all."""
+    files = series(asymmetric((6, 5, len(at))), oblique((0.7, 1.3, 1.0)), at=np.array(at, float))
+    for file, number in zip(files, numbers, strict=True):
+        file.InstanceNumber = number
+        for keyword, value in changes.items():
+            setattr(file, keyword, value)
+    return files
+
+
+def test_phases_between_each_other_are_told_apart_by_their_order(tmp_path):
+    """Two phases 3 mm apart, the second 1.1 mm further on; nothing but the image numbers says so."""
+    first, second = np.arange(8) * 3.0, np.arange(8) * 3.0 + 1.1
+    folder = write(phases([*first, *second], range(1, 17)), tmp_path / "study", shuffle=1)
+    found = load_4d(folder)
+    assert [v.grid.shape for v in found] == [(6, 5, 8)] * 2
+    assert [round(v.grid.spacing_mm[2], 6) for v in found] == [3.0, 3.0]
+    values = asymmetric((6, 5, 16))
+    np.testing.assert_array_equal(found[0].data, values[..., :8])
+    np.testing.assert_array_equal(found[1].data, values[..., 8:])
+    assert all("several-volumes" in [f.code for f in v.findings] for v in found)
+
+
+def test_one_stack_of_alternating_distances_stays_one(tmp_path):
+    """The same places imaged in one sweep are one volume with varying distances."""
+    places = sorted([*np.arange(8) * 3.0, *(np.arange(8) * 3.0 + 1.1)])
+    found = load_4d(write(phases(places, range(1, 17)), tmp_path / "study", shuffle=1))
+    assert len(found) == 1
+    assert "variable-spacing" in [f.code for f in found[0].findings]
+
+
+def test_an_interleaved_acquisition_of_even_slices_stays_one(tmp_path):
+    """Odd slices first, then even ones, as MR is acquired: one volume."""
+    order = [1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15, 8, 16]
+    found = load_4d(write(phases(np.arange(16) * 3.0, order), tmp_path / "study", shuffle=1))
+    assert [v.grid.shape for v in found] == [(6, 5, 16)]
+
+
+def test_phases_that_nothing_tells_apart_are_refused(tmp_path):
+    """Two images at every position and no image numbers: any choice would mix the phases."""
+    folder = write(phases([0, 3, 6, 9, 0, 3, 6, 9], [0] * 8), tmp_path / "study", shuffle=2)
+    listed = slice3d.scan(folder).series
+    assert [entry.picked for entry in listed] == [False]
+    with pytest.raises(InputError, match=r"2 images at every slice position.*export each phase"):
+        slice3d.load(folder)
+    with pytest.raises(InputError, match="2 images at every slice position"):
+        slice3d.load(folder, series="1")

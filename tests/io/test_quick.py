@@ -83,6 +83,8 @@ def test_what_is_out_of_the_ordinary_is_left_to_pydicom():
         content(big, little_endian=False, implicit_vr=False),
         content(enhanced(asymmetric((8, 6, 3)), AFFINE)),
         content(rich())[132:],
+        content(rich()).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2\0\0\0"),
+        content(rich(uid.ImplicitVRLittleEndian)).replace(b"1.2.840.10008.1.2\0", b"1.2.840.10008.1.3\0"),
         b"",
         b"\0" * 200,
     ):

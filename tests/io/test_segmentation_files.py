@@ -114,6 +114,49 @@ def test_labelmap_seg_is_valid_but_for_what_the_validator_does_not_know(tmp_path
     assert [e for e in validate(tmp_path / "seg.dcm") if not any(u in e for u in unknown)] == []
 
 
+def test_labelmap_seg_is_valid_by_the_rules_of_the_older_object(tmp_path, volume):
+    """What both kinds of SEG share is checked by declaring the file the kind that dciodvfy knows."""
+    slice3d.save(labelled(volume.grid), tmp_path / "seg.dcm", source=volume, kind="labelmap")
+    dataset = pydicom.dcmread(tmp_path / "seg.dcm")
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.SegmentationStorage
+    dataset.save_as(tmp_path / "older.dcm")
+    # Supplement 243: this type, background as segment 0, and the segment in the pixels instead of the frame's header
+    changed = (
+        "Unrecognized enumerated value <LABELMAP>",
+        "of attribute <Segment Number>",
+        "SegmentNumber not monotonically increasing",
+        "SegmentIdentificationSequence",
+    )
+    errors = validate(tmp_path / "older.dcm")
+    assert any(changed[0] in e for e in errors)
+    assert [e for e in errors if not any(u in e for u in changed)] == []
+
+
+@pytest.mark.parametrize(
+    ("kept", "thickness", "guessed"), [((1, 2, 3), "2", False), ((0, 2, 4), "2", True), ((2,), "2", True)]
+)
+def test_seg_whose_slice_distance_is_a_guess_says_so(tmp_path, kept, thickness, guessed):
+    """A foreign SEG without the distance of all slices, in which slices without labels are left out."""
+    folder = tmp_path / "study"
+    volume = slice3d.load(write(series(np.zeros((8, 6, 5), np.int16), oblique((0.7, 1.3, 2.0))), folder))
+    labels = np.zeros((8, 6, 5), np.uint8)
+    labels[2:6, 1:5, list(kept)] = 1
+    path = tmp_path / "seg.dcm"
+    slice3d.save(slice3d.Segmentation(labels, volume.grid, {1: "liver"}), path, source=volume)
+    dataset = pydicom.dcmread(path)
+    for groups in (dataset.SharedFunctionalGroupsSequence[0], *dataset.PerFrameFunctionalGroupsSequence):
+        for measures in groups.get("PixelMeasuresSequence", []):
+            measures.SliceThickness = thickness
+            if "SpacingBetweenSlices" in measures:
+                del measures.SpacingBetweenSlices
+    dataset.save_as(path)
+    found = slice3d.load_segmentation(path)
+    assert ("slice-distance-guessed" in [f.code for f in found.findings]) == guessed
+    sure = slice3d.load_segmentation(path, reference=volume)
+    assert "slice-distance-guessed" not in [f.code for f in sure.findings]
+    np.testing.assert_array_equal(sure.labels, labels)
+
+
 def tilted_study(folder, places=tuple(range(8)), degrees=18.5):
     """A study whose planes lean against the direction in which they are stacked."""
     lean = np.radians(degrees)

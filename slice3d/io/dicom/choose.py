@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from slice3d.errors import InputError
 from slice3d.io.dicom.header import Header
-from slice3d.io.dicom.stacks import Series, Stack
+from slice3d.io.dicom.separate import Stack
+from slice3d.io.dicom.stacks import Series
 
 
 @dataclass(frozen=True)

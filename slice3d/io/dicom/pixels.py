@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from slice3d.findings import Finding
 from slice3d.io.dicom.header import Header, stored_dtype
-from slice3d.io.dicom.stacks import Plane
+from slice3d.io.dicom.separate import Plane
 from slice3d.io.dicom.stored import NATIVE, Frames, check_size, read_stored
 from slice3d.io.files import Opener, quiet
 from slice3d.progress import Progress, silent

@@ -44,12 +44,19 @@ def measure(
     return layout(origins[fresh], orientation, spacing, shape, thickness_mm=step_mm, label=label)
 
 
-def own_target(found: Layout, label: str, findings: list[Finding], *, declared_mm: float | None = None) -> Target:
+def own_target(
+    found: Layout,
+    label: str,
+    findings: list[Finding],
+    *,
+    declared_mm: float | None = None,
+    thickness_mm: float | None = None,
+) -> Target:
     """The lattice of the planes themselves: exact when regular, else orthogonal along the normal at the recurring
     distance.
 
     declared_mm: the distance of all slices as the file has it, which counts when the gaps are multiples of it: slices
-    without labels are left out of files, so the planes alone may not tell.
+    without labels are left out of files, so the planes alone may not tell. thickness_mm: of one slice, as declared.
     """
     depth = found.distances - found.distances[0]
     gaps = np.diff(depth)
@@ -61,6 +68,8 @@ def own_target(found: Layout, label: str, findings: list[Finding], *, declared_m
     sparse = parts > 1 and abs(step - parts * (declared_mm or 0)) * len(depth) <= 0.1 * step
     if sparse:
         step /= parts
+    elif not declared_mm:
+        _note_unsure_step(step, len(depth), thickness_mm, findings)
     lattice = np.abs(depth - np.round(depth / step) * step).max() <= max(POSITION_TOLERANCE_MM, 0.02 * step)
     if not lattice:
         step = found.step_mm
@@ -88,6 +97,20 @@ def own_target(found: Layout, label: str, findings: list[Finding], *, declared_m
         findings.append(Finding("resampled", message, "warning", {"step_mm": round(step, 4)}))
     shape = (found.shape[0] + int(extra[0]), found.shape[1] + int(extra[1]), count)
     return Target(Grid(shape, to_ras(affine)), found.distances[0] + step * np.arange(count) if sparse else None)
+
+
+def _note_unsure_step(step: float, count: int, thickness_mm: float | None, findings: list[Finding]) -> None:
+    """Files leave out slices without labels; when nothing declares the distance of all slices it may be smaller."""
+    if count > 1 and thickness_mm and step <= 1.5 * thickness_mm:
+        return
+    if count > 1 and not thickness_mm:
+        reason = f"nothing in the file says that slices between them ({step:.4g} mm apart) were not left out"
+    elif count > 1:
+        reason = f"slices {step:.4g} mm apart are {thickness_mm:.4g} mm thick, so some between them may be left out"
+    else:
+        reason = f"there is one slice only, taken as {step:.4g} mm thick"
+    message = f"The slice distance of the segmentation is a guess: {reason}; give the images as reference to be sure."
+    findings.append(Finding("slice-distance-guessed", message, "warning", {"step_mm": round(step, 4)}))
 
 
 def reference_target(reference: Volume, found: Layout) -> Target:

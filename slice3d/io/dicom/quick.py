@@ -149,6 +149,10 @@ def _read(reader: _Reader) -> tuple[QuickDataset, int]:
             if syntax in _NOT_LITTLE:
                 raise _UnusualError
             reader.implicit = syntax == _IMPLICIT
+            reader.reach(position + 6)
+            # some writers name one syntax and use the other
+            if reader.implicit and reader.data[position + 4 : position + 6].isupper():
+                raise _UnusualError
         tag, vr, start, length = reader.element(position)
         if tag in _PIXELS:
             break

@@ -74,6 +74,7 @@ class _Geometry:
     layout: Layout
     place_of: NDArray[np.intp]
     declared_mm: float | None
+    thickness_mm: float | None
 
 
 def _assemble(
@@ -85,7 +86,9 @@ def _assemble(
     geometry = _geometry(frames, shared, pixels.shape[1:], label)
     findings: list[Finding] = []
     target = (
-        own_target(geometry.layout, label, findings, declared_mm=geometry.declared_mm)
+        own_target(
+            geometry.layout, label, findings, declared_mm=geometry.declared_mm, thickness_mm=geometry.thickness_mm
+        )
         if reference is None
         else reference_target(reference, geometry.layout)
     )
@@ -167,7 +170,7 @@ def _geometry(frames: list[Any], shared: Any, shape: tuple[int, ...], label: str
     layout = measure(origins, orientation, (spacing[0], spacing[1]), (shape[0], shape[1]), abs(thickness), label)
     depths = origins @ layout.normal
     places = np.clip(np.searchsorted(layout.distances, depths - POSITION_TOLERANCE_MM), 0, len(layout.distances) - 1)
-    return _Geometry(layout, places, measures.number("SpacingBetweenSlices"))
+    return _Geometry(layout, places, measures.number("SpacingBetweenSlices"), measures.number("SliceThickness"))
 
 
 def _pixels(dataset: Any, count: int, label: str) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from slice3d.errors import InputError
 from slice3d.grid import Grid
-from slice3d.io.dicom.stacks import Stack
+from slice3d.io.dicom.separate import Stack
 from slice3d.io.files import FileRef, Opener, quiet
 
 

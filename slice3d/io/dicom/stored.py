@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from slice3d.errors import InputError
 from slice3d.io.dicom.codecs import Data, decode_frame
 from slice3d.io.dicom.header import Header, stored_dtype
-from slice3d.io.dicom.stacks import Plane
+from slice3d.io.dicom.separate import Plane
 from slice3d.io.files import Opener
 
 IMPLICIT = "1.2.840.10008.1.2"

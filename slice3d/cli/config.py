@@ -18,6 +18,7 @@ else:
     import tomli as tomllib
 
 NAME = "slice3d.toml"
+_TYPED_ONLY = ("trust",)  # runs foreign code: a file that happens to lie in the working folder must not say so
 
 
 def defaults(context: typer.Context, path: Path) -> dict[str, Any]:
@@ -65,6 +66,8 @@ def _options(context: typer.Context, command: Any, table: Mapping[str, Any], fil
         name = key.replace("_", "-")
         if name not in options:
             raise InputError(_unknown(file, f"{key} in [{where}]", "option", name, options))
+        if name in _TYPED_ONLY:
+            raise InputError(f"{file}: {key} in [{where}] cannot be a default; type --{name} where you mean it")
         parameter = options[name]
         out[parameter.name] = _value(context, parameter, value, f"{file}: {key} in [{where}] is {value!r}")
     return out

@@ -84,6 +84,7 @@ def add(
     ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite a model of that name.")] = False,
     quiet: _Quiet = False,
+    as_json: _Json = False,
 ) -> None:
     """Add an nnU-Net v2 model, a MONAI bundle or a native package."""
     from slice3d.errors import InputError
@@ -95,6 +96,7 @@ def add(
         chosen = None if folds is None else tuple(int(fold) for fold in folds.split(","))
     except ValueError as error:
         raise InputError(f"--folds is {folds!r}; expected numbers separated by commas, e.g. 0,1,2") from error
+    quiet = quiet or as_json
     if source in KNOWN and not quiet:
         print(f"{source}: licence {KNOWN[source].licence}{_warning(KNOWN[source].licence)}")
     settings = AddSettings(
@@ -103,6 +105,8 @@ def add(
     )  # fmt: skip
     with console.progress_bar(quiet) as progress:
         package = install(source, settings=settings, progress=progress)
+    if as_json:
+        console.say_json(_summary(package))
     console.say(f"added {package.name}: licence {package.licence}{_warning(package.licence)}", quiet=quiet)
     console.say(f"    {_shortened(package.structures)}", quiet=quiet)
     if package.orientation == "native":
@@ -112,24 +116,34 @@ def add(
 
 @app.command()
 def verify(
-    name: Annotated[str | None, typer.Argument(help="Model name (default: all).")] = None, quiet: _Quiet = False
+    name: Annotated[str | None, typer.Argument(help="Model name (default: all).")] = None,
+    quiet: _Quiet = False,
+    as_json: _Json = False,
 ) -> None:
     """Recompute the hash of installed weights."""
     from slice3d.models import package as find_package
     from slice3d.models import packages
 
-    for package in [find_package(name)] if name else packages().values():
+    wanted = [find_package(name)] if name else list(packages().values())
+    for package in wanted:
         package.verify()
-        console.say(f"{package.name}: weights are as model.json says ({package.sha256[:12]}…)", quiet=quiet)
+        console.say(f"{package.name}: weights are as model.json says ({package.sha256[:12]}…)", quiet=quiet or as_json)
+    if as_json:
+        console.say_json({"verified": [{"name": p.name, "sha256": p.sha256} for p in wanted]})
 
 
 @app.command()
-def remove(name: Annotated[str, typer.Argument(help="Model name.")], quiet: _Quiet = False) -> None:
+def remove(
+    name: Annotated[str, typer.Argument(help="Model name.")], quiet: _Quiet = False, as_json: _Json = False
+) -> None:
     """Delete an added model."""
     from slice3d.models.install import remove as uninstall
 
     uninstall(name)
-    console.say(f"removed {name}", quiet=quiet)
+    if as_json:
+        console.say_json({"removed": name})
+    else:
+        console.say(f"removed {name}", quiet=quiet)
 
 
 def _summary(package: Any) -> dict[str, Any]:

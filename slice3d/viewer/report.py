@@ -72,7 +72,14 @@ def report(
     triangles = min(settings.most_triangles, sum(len(mesh.faces) for mesh in surfaces))
     for _ in range(6):
         data, notes = _data(volume, segmentation, surfaces, voxels, triangles)
-        html = _page(settings.title, library, {"BODY": body, "BANNER": banner}, data, notes, picture)
+        html = _page(
+            settings.title,
+            library,
+            {"BODY": body, "BANNER": banner, "LICENCE": sections.escape_lines(_licence())},
+            data,
+            notes,
+            picture,
+        )
         size = len(html.encode("utf-8"))
         if size <= settings.most_bytes:
             break
@@ -100,6 +107,17 @@ def niivue_source() -> str:
             f"the installed ipyniivue is built differently; expected version 2.4 or later; {remedy}"
         )
     return _TAIL.sub(lambda _: f"globalThis.Slice3dNiivue={found[1]};", text)
+
+
+def _licence() -> str:
+    """NiiVue's licence asks to go with every copy of its code, and each page holds one."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        text = distribution("ipyniivue").read_text("licenses/LICENSE")
+    except PackageNotFoundError:
+        text = None
+    return text or "NiiVue, BSD 2-Clause License, Copyright (c) Niivue. All rights reserved."
 
 
 def _data(

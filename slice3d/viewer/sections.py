@@ -50,6 +50,11 @@ def escape(text: object) -> str:
     return html.escape(plain(str(text), 4000), quote=True)
 
 
+def escape_lines(text: str) -> str:
+    """Text of several lines for HTML."""
+    return "\n".join(escape(line) for line in text.splitlines())
+
+
 def paragraphs(sentences: Sequence[str]) -> str:
     """One paragraph each."""
     return "".join(f"<p>{escape(s)}</p>" for s in sentences)
@@ -90,10 +95,10 @@ def _table(
     heads = [
         "Structure",
         "Volume, ml",
+        *(["Expected Dice"] if expected else []),
         "Surface encloses, ml",
         "Surface area, cm²",
         "Pieces",
-        *(["Expected Dice"] if expected else []),
         *(r[1] for r in references),
     ]
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
@@ -104,16 +109,16 @@ def _table(
         red, green, blue = (mesh.color if mesh and mesh.color else None) or structure_color(name)
         cells = [
             millilitres(float(row.get("volume_ml", segmentation.volume_ml(name)))),
+            *([_number(row.get("expected_dice"), "{:.2f}")] if expected else []),
             millilitres(mesh.volume_ml) if mesh else "–",
             f"{mesh.area_mm2 / 100:,.1f}" if mesh else "–",
             str(row.get("components", "–")),
-            *([_number(row.get("expected_dice"), "{:.2f}")] if expected else []),
             *(_number(row.get("reference", {}).get(key), form) for key, _, form in references),
         ]
         swatch = _SWATCH.format(red, green, blue)
         values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         lines.append(f'<tr><th scope="row">{swatch}{escape(title_of(name))}</th>{values}</tr>')
-    caption = "<caption>Volumes of the labelled voxels and of the surfaces made from them</caption>"
+    caption = "<caption>Of the labelled voxels, and of the surfaces made from them</caption>"
     table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return f'<div class="scroll" tabindex="0" role="region" aria-labelledby="numbers-title">{table}</div>'
 
@@ -130,9 +135,12 @@ def _findings(findings: Sequence[Finding]) -> str:
         alike.setdefault((f.severity, f.code), []).append(f.message)
     items = []
     for (severity, code), messages in alike.items():
-        words = f"<strong>{_SEVERITY[severity]}:</strong> "
-        told = [f"{escape(_capital(message))}" for message in messages]
-        words += told[0] if len(told) == 1 else f"{len(told)} times<ul>{''.join(f'<li>{t}</li>' for t in told)}</ul>"
+        told = [escape(_capital(message)) for message in messages]
+        if len(told) == 1:
+            words = f"<strong>{_SEVERITY[severity]}:</strong> {told[0]}"
+        else:
+            listed = "".join(f"<li>{text}</li>" for text in told)
+            words = f"<strong>{len(told)} {_SEVERITY[severity].lower()}s:</strong><ul>{listed}</ul>"
         meaning = f'<p class="meaning">{escape(_MEANING[code])}</p>' if code in _MEANING else ""
         items.append(f'<li class="{severity}">{words} <code>{escape(code)}</code>{meaning}</li>')
     return f'<ul class="findings">{"".join(items)}</ul>'

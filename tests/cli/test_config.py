@@ -89,6 +89,7 @@ def test_a_named_file_is_used_instead_of_the_one_here(
         ("[batch]\nworkers = 'many'", "workers in [batch] is 'many'"),
         ("[batch]\nworkers = [1, 2]", "expected plain text or numbers"),
         ("[segment]\norgan = [['liver']]", "expected a list of plain text or numbers"),
+        ("[models.add]\ntrust = true", "trust in [models.add] cannot be a default; type --trust"),
         ("segment = 3", "expected a table, [segment]"),
         ("[segment", "slice3d.toml is not TOML"),
         ("[segment]\nstudy = 'here'", "study in [segment] is no option"),

@@ -164,6 +164,17 @@ def test_shell_completion(shell: str) -> None:
     assert "_SLICE3D_COMPLETE" in source
 
 
+def test_every_command_speaks_json() -> None:
+    import typer.main
+
+    root = typer.main.get_command(app)
+    commands = {**root.commands, **root.commands["models"].commands}  # type: ignore[attr-defined]
+    del commands["models"]
+    assert len(commands) > 15
+    silent = [name for name, c in commands.items() if not any("--json" in p.opts for p in c.params)]
+    assert silent == []
+
+
 def test_exit_codes_are_in_the_help_and_in_the_documents() -> None:
     import slice3d.errors as errors
 

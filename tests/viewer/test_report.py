@@ -81,6 +81,7 @@ def test_numbers_and_certainty_are_in_the_page(page: str) -> None:
     assert "roughly 5 % of the outlined volume" in page
     assert '<a href="#findings-title">1 caution: read them before use</a>' in page
     assert "Not a medical device" in page
+    assert "Redistributions in binary form must reproduce" in page  # NiiVue's licence goes with its code
     assert "&quot;slice3d&quot;: &quot;1&quot;" in page
     assert page.index("Caution:") < page.index("Note:")
 
@@ -97,7 +98,7 @@ def test_findings_are_grouped_explained_and_speak_of_the_patient() -> None:
     assert "Bone reaches the border of the field of view (lower end, back)" in html
     assert "Aorta reaches the border of the field of view (upper end)" in html
     assert html.count("<code>closed-at-field-of-view</code>") == html.count("where the scan ends") == 1
-    assert "2 times<ul>" in html
+    assert "<strong>2 cautions:</strong><ul>" in html
     assert banner([]) == banner([Finding("a", "A.", "info")]) == ""
     assert "1 problem and 2 cautions" in banner([*found, Finding("odd", "Odd.", "error")])
 

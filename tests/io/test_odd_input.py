@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
 import slice3d
-from slice3d.cli.info import _describe
+from slice3d.cli.info import describe
 from slice3d.errors import GeometryError, InputError
 from tests.io.dicom_files import asymmetric, enhanced, oblique, series, write
 from tests.io.test_segmentation_files import circle, structure_set
@@ -261,7 +261,7 @@ def test_number_types_that_formats_do_not_know(tmp_path):
 def test_listing_says_what_a_series_is(tmp_path):
     extra = {"ImageType": ["DERIVED", "SECONDARY", "MPR"]}
     listing = slice3d.scan(write(series(DATA, AFFINE, extra=extra), tmp_path / "study"))
-    assert "(derived)" in _describe(listing.series[0])
+    assert "(derived)" in describe(listing.series[0])
 
 
 def test_images_that_were_cut_off_are_reported(tmp_path):
@@ -340,3 +340,30 @@ def test_a_panic_of_the_decoder_is_an_error_like_others(tmp_path, monkeypatch):
     monkeypatch.setattr("rle.rle.decode_frame", panic)
     with pytest.raises(InputError, match="damaged"):
         slice3d.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "named"),
+    [
+        ("ImagePositionPatient", "slice positions"),
+        ("ImageOrientationPatient", "orientation"),
+        ("PixelSpacing", "pixel spacing"),
+    ],
+)
+def test_missing_geometry_is_named(tmp_path, keyword, named):
+    files = series(DATA, AFFINE)
+    for file in files:
+        setattr(file, keyword, None)
+    folder = write(files, tmp_path / "study")
+    with pytest.raises(InputError, match=f"without {named}"):
+        slice3d.load(folder)
+    with pytest.raises(GeometryError, match=f"without {named}.*expected ImagePositionPatient"):
+        slice3d.load(folder, series="1")
+
+
+def test_labels_of_volumes_are_shown_without_needless_digits(tmp_path):
+    files = [*series(DATA, AFFINE, series="1.2", study="1.3"), *series(DATA, AFFINE, series="1.2", study="1.3")]
+    for number, file in enumerate(files):
+        file.AcquisitionNumber, file.InstanceNumber = 12 + number // DATA.shape[2], number + 1
+    labels = [entry.label for entry in slice3d.scan(write(files, tmp_path / "study"))]
+    assert repr(labels) == "[{'AcquisitionNumber': 12}, {'AcquisitionNumber': 13}]"

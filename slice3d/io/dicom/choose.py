@@ -119,6 +119,8 @@ def pick(found: list[Candidate]) -> tuple[Candidate, str]:
     if not usable:
         problems = {c.stack.problem for c in found if c.stack.problem}
         reason = "; ".join(sorted(problems)) or "no images with pixels"
+        if len(problems) == 1 and "expected" in reason:
+            raise InputError(reason)
         raise InputError(
             f"nothing here can become a volume: found {reason}; expected a CT or MR series; see slice3d info"
         )

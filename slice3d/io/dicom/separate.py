@@ -48,7 +48,9 @@ def by_position(planes: list[Plane]) -> list[Stack]:
         return [Stack(planes, None, problem=problem)]
     frame = planes[0].frame
     if frame.orientation is None or frame.spacing is None or frame.position is None:
-        return [Stack(planes, None, problem=f"{len(planes)} images without slice positions")]
+        facts = {"slice positions": frame.position, "orientation": frame.orientation, "pixel spacing": frame.spacing}
+        lacking = " and ".join(name for name, value in facts.items() if value is None)
+        return [Stack(planes, None, problem=f"{len(planes)} images without {lacking}")]
     try:
         normal = axes(frame.orientation)[2]
     except GeometryError as error:
@@ -219,7 +221,7 @@ def _multi(chosen: tuple[str, ...], count: int) -> Finding:
 def _key(plane: Plane, key: str) -> Hashable:
     value = plane.frame.keys.get(key)
     if isinstance(value, float):
-        return round(value, 4)
+        return int(value) if value.is_integer() else round(value, 4)
     return tuple(round(v, 4) for v in value) if isinstance(value, tuple) else value
 
 

@@ -159,9 +159,12 @@ def _shape_key(plane: Plane, directions: list[np.ndarray]) -> Hashable:
 def require_layout(stack: Stack, what: str) -> Layout:
     """The stack's geometry. Raises the reason why there is none."""
     if stack.layout is None:
-        if "positions" in stack.problem or "expected" in stack.problem:
-            raise GeometryError(f"{what}: {stack.problem}" if "expected" in stack.problem else
-                                f"{what} holds {stack.problem}; expected ImagePositionPatient in each; "
-                                "choose another series with --series")  # fmt: skip
+        if "expected" in stack.problem:
+            raise GeometryError(f"{what}: {stack.problem}")
+        if " without " in stack.problem:
+            raise GeometryError(
+                f"{what} holds {stack.problem}; expected ImagePositionPatient, ImageOrientationPatient and PixelSpacing in "
+                "each; choose another series with --series"
+            )
         raise InputError(f"{what} holds {stack.problem}; expected a CT or MR series; choose another with --series")
     return stack.layout

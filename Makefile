@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 export MPLBACKEND ?= Agg
 
-.PHONY: demo test check types lint clean
+.PHONY: demo test check types lint docs clean
 
 demo: $(VENV)/.core
 	$(BIN)/slice3d sample $(or $(SAMPLE),build/sample_data)
@@ -29,6 +29,9 @@ lint: $(VENV)/.test
 
 types: $(VENV)/.test
 	$(BIN)/mypy
+
+docs: $(VENV)/.test
+	$(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 # torch comes first and alone: asked for together with the rest, pip may choose a build with gigabytes of CUDA libraries.
 $(VENV)/.torch:

@@ -16,6 +16,7 @@ from slice3d.surface.decimate import decimate as decimate
 from slice3d.surface.distance import Gap as Gap
 from slice3d.surface.distance import deviation as deviation
 from slice3d.surface.distance import distance_between as distance_between
+from slice3d.surface.distance import signed_distance as signed_distance
 from slice3d.surface.extract import surface as surface
 from slice3d.surface.extract import surfaces as surfaces
 from slice3d.surface.measure import Cut as Cut

@@ -5,6 +5,7 @@ Each returns a `matplotlib.figure.Figure` that belongs to the caller: `figure.sa
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,6 +82,7 @@ def bland_altman(measured: ArrayLike, reference: ArrayLike, *, quantity: str = "
         axes.axhline(value, color="#444444", linestyle=style, linewidth=1)
         axes.annotate(f"{label} {value:.3g}", (1.0, value), xycoords=("axes fraction", "data"), fontsize=8, ha="right",
                       va="bottom", xytext=(-3, 2), textcoords="offset points")  # fmt: skip
+    axes.margins(y=0.15)
     axes.set_xlabel(f"Mean of both, {unit}")
     axes.set_ylabel(f"{quantity}, measured minus reference, {unit}")
     left_out = len(a) - int(good.sum())
@@ -177,7 +179,15 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150)
+    class NotebookFigure(Figure):
+        """A figure that a notebook shows also where nobody imported pyplot, which else tells notebooks how."""
+
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=100)
+            return buffer.getvalue()
+
+    figure = NotebookFigure(figsize=(width, height), dpi=150)
     FigureCanvasAgg(figure)
     return figure
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -41,6 +43,17 @@ def test_bland_altman_shows_bias_and_limits() -> None:
         bland_altman([1, 2], [1])
     with pytest.raises(InputError, match="at least 2"):
         bland_altman([1, np.nan], [1, 2])
+
+
+def test_a_notebook_shows_a_figure_without_pyplot() -> None:
+    code = """
+import sys
+from slice3d.viewer.figures import bland_altman
+picture = bland_altman([1, 2, 3], [1, 2, 4])._repr_png_()
+print(picture[:4] == b"\\x89PNG", "matplotlib.pyplot" in sys.modules)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["True", "False"]
 
 
 def test_dice_box_plot_counts_what_is_missing() -> None:

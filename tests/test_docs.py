@@ -123,6 +123,9 @@ def test_every_block_runs(page: Path, sandbox: Path, monkeypatch: pytest.MonkeyP
 
 def _parse(words: list[str]) -> None:
     """Raise `AssertionError` or `REFUSED` where the command line would refuse these words."""
+    if words[1].startswith("--"):
+        assert words[1] in {flag for p in HOOKS.root().params for flag in p.opts}, f"slice3d has no option {words[1]}"
+        return
     depth = 2 if " ".join(words[:2]) in COMMANDS else 3
     name = " ".join(words[:depth])
     assert name in COMMANDS, f"there is no command {name!r}"
@@ -184,7 +187,12 @@ def test_commands_named_in_prose_exist(page: Path) -> None:
 
 def test_the_parser_refuses_what_the_command_line_refuses() -> None:
     # The rule is only worth something if it can fail.
-    for wrong in ("slice3d segmnt x", "slice3d segment x --organ liver --out y --fast", "slice3d mesh labels.nii.gz"):
+    for wrong in (
+        "slice3d segmnt x",
+        "slice3d segment x --organ liver --out y --fast",
+        "slice3d mesh labels.nii.gz",
+        "slice3d --fast",
+    ):
         with pytest.raises((AssertionError, REFUSED)):
             _parse(wrong.split())
     with pytest.raises(AssertionError):

@@ -52,15 +52,20 @@ def reference(module: str) -> str:
 
 def commands() -> str:
     """Every command with its arguments and options, from the command line itself."""
-    return "\n\n".join(_command(path, command) for path, command in walk())
+    return "\n\n".join(_command(path, command) for path, command in [("slice3d", root()), *walk()])
 
 
-def walk() -> list[tuple[str, Any]]:
-    """(`slice3d models add`, click command) for every command."""
+def root() -> Any:
+    """The click group that holds every command."""
     import typer
 
     from slice3d.cli.main import app
 
+    return typer.main.get_command(app)
+
+
+def walk() -> list[tuple[str, Any]]:
+    """(`slice3d models add`, click command) for every command."""
     out: list[tuple[str, Any]] = []
 
     def visit(path: str, command: Any) -> None:
@@ -69,7 +74,7 @@ def walk() -> list[tuple[str, Any]]:
         if not hasattr(command, "commands"):
             out.append((path, command))
 
-    visit("slice3d", typer.main.get_command(app))
+    visit("slice3d", root())
     return out
 
 

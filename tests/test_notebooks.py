@@ -57,6 +57,8 @@ def test_notebook_runs_from_a_clean_kernel(path: Path, tmp_path: Path, monkeypat
     for name, folder in (("XDG_CACHE_HOME", "cache"), ("IPYTHONDIR", "ipython"), ("JUPYTER_RUNTIME_DIR", "runtime")):
         monkeypatch.setenv(name, str(tmp_path / folder))
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # other tests want the cores that idle threads would keep busy
+    # Dask opens a local port for its state, and says so when another test holds the one that it likes
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:Port 8787 is already in use:UserWarning")
     monkeypatch.delenv("MPLBACKEND", raising=False)  # so that figures are shown as they are to a reader
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=540, kernel_name="python3", resources={"metadata": {"path": str(here)}}).execute()

@@ -192,7 +192,9 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def middle_picture(volume: Volume, segmentation: Segmentation | None = None) -> NDArray[np.uint8]:
+def middle_picture(
+    volume: Volume, segmentation: Segmentation | None = None, *, opacity: float = 0.45
+) -> NDArray[np.uint8]:
     """A small grey axial picture with coloured labels, (rows, columns, 3) uint8, for notebooks."""
     how = hanging(volume.grid, "axial")
     index = volume.grid.shape[how.axis] // 2
@@ -206,7 +208,7 @@ def middle_picture(volume: Volume, segmentation: Segmentation | None = None) -> 
         labels = how.picture(segmentation.labels, index)
         for value, name in segmentation.names.items():
             here = labels == value
-            picture[here] = 0.55 * picture[here] + 0.45 * np.asarray(fractions(structure_color(name)))
+            picture[here] = (1 - opacity) * picture[here] + opacity * np.asarray(fractions(structure_color(name)))
     rows = max(1, round(picture.shape[0] * how.row_mm / how.column_mm))
     index_rows = np.minimum((np.arange(rows) * picture.shape[0] / rows).astype(int), picture.shape[0] - 1)
     out: NDArray[np.uint8] = np.rint(picture[index_rows] * 255).astype(np.uint8)

@@ -36,7 +36,7 @@ def html_of(value: Volume | Segmentation | Mesh) -> str:
         parts = [f"{title_of(n)} {millilitres(value.volume_ml(n))} ml" for n in value.structures[:8]]
         more = ", …" if len(value.structures) > 8 else ""
         empty = Volume(freeze(np.zeros(value.grid.shape, dtype=np.int8)), value.grid)
-        return _figure(middle_picture(empty, value), f"{describe(value.grid)}: {', '.join(parts)}{more}")
+        return _figure(middle_picture(empty, value, opacity=0.9), f"{describe(value.grid)}: {', '.join(parts)}{more}")
     drawn = draw_surfaces([value], size=(300, 240))
     picture = drawn.pixels if drawn else np.zeros((8, 8, 3), dtype=np.uint8)
     name = f"{title_of(value.name)}: " if value.name else ""
@@ -44,6 +44,8 @@ def html_of(value: Volume | Segmentation | Mesh) -> str:
 
 
 def _figure(picture: NDArray[np.uint8], words: str) -> str:
+    larger = max(1, 320 // picture.shape[1])  # a small crop should not be a stamp
+    picture = picture.repeat(larger, axis=0).repeat(larger, axis=1)
     data = base64.b64encode(png_bytes(picture)).decode("ascii")
     text = escape(words)
     return (

@@ -26,6 +26,7 @@ def test_values_show_a_picture_with_facts() -> None:
     image = html_of(volume)
     assert "40×30×12" in image
     assert _picture(image).std() > 10
+    assert _picture(image).shape[1] >= 280  # 40 voxels are no stamp
     labels = html_of(segmentation)
     assert "Liver 7.20 ml" in labels
     assert "<script>" not in labels

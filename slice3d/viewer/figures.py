@@ -6,6 +6,7 @@ Each returns a `matplotlib.figure.Figure` that belongs to the caller: `figure.sa
 from __future__ import annotations
 
 import io
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -179,17 +180,17 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    class NotebookFigure(Figure):
-        """A figure that a notebook shows also where nobody imported pyplot, which else tells notebooks how."""
-
-        def _repr_png_(self) -> bytes:
-            buffer = io.BytesIO()
-            self.savefig(buffer, format="png", dpi=100)
-            return buffer.getvalue()
-
-    figure = NotebookFigure(figsize=(width, height), dpi=150)
+    figure = Figure(figsize=(width, height), dpi=150)
     FigureCanvasAgg(figure)
+    # notebooks ask for this; else they show a figure only where somebody imported pyplot, which tells them how
+    vars(figure)["_repr_png_"] = partial(_png, figure)
     return figure
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
 
 
 def middle_picture(

@@ -47,10 +47,12 @@ def test_bland_altman_shows_bias_and_limits() -> None:
 
 def test_a_notebook_shows_a_figure_without_pyplot() -> None:
     code = """
-import sys
+import pickle, sys
+from IPython.core.formatters import DisplayFormatter
 from slice3d.viewer.figures import bland_altman
-picture = bland_altman([1, 2, 3], [1, 2, 4])._repr_png_()
-print(picture[:4] == b"\\x89PNG", "matplotlib.pyplot" in sys.modules)
+figure = bland_altman([1, 2, 3], [1, 2, 4])
+pictures = [DisplayFormatter().format(f)[0] for f in (figure, pickle.loads(pickle.dumps(figure)))]
+print(all(p["image/png"] for p in pictures), "matplotlib.pyplot" in sys.modules)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["True", "False"]

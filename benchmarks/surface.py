@@ -1,9 +1,11 @@
 """Surfaces side by side: slice3d, scikit-image marching cubes, VTK with its usual smoothing, 3D Slicer's defaults in VTK.
 
-    python benchmarks/surface.py [--quick] [--labels s0011.nii.gz] [--out benchmarks/results/surface.json]
+    python benchmarks/surface.py [--quick] [--only PART] [--labels s0011.nii.gz] [--out benchmarks/results/surface.json]
+    python benchmarks/surface.py --render docs/surfaces.md
 
 Accuracy against analytic bodies, sampled on grids with random sub-voxel offsets and rotations; speed and memory on one
 organ of a 512×512×300 mask; all structures of a real label map in one run. Medians; every peer in the same process run.
+`--only` runs one part (a body's name, speed or labels) and leaves the others in the file as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from slice3d.surface import _vtk, check, decimate, surface, surfaces
 from slice3d.volume import Segmentation
 from tests.surface.shapes import Shape, all_shapes, sample
 
+RESULTS = Path(__file__).parent / "results" / "surface.json"
+BEGIN, END = "<!-- surface:begin -->", "<!-- surface:end -->"
 SPACINGS = ((1.0, 1.0, 1.0), (1.0, 1.0, 3.0), (0.8, 0.8, 5.0))
 
 
@@ -107,9 +110,11 @@ def errors(shape: Shape, mesh: Mesh) -> dict[str, float]:
     }
 
 
-def accuracy(seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+def accuracy(seeds: tuple[int, ...], only: str | None) -> list[dict[str, Any]]:
     rows = []
     for shape in all_shapes():
+        if only not in (None, shape.name):
+            continue
         for spacing in SPACINGS:
             cases = [sample(shape, spacing, seed=seed, rotate=seed % 2 == 0) for seed in seeds]
             for source in ("partial volume", "binary"):
@@ -151,13 +156,17 @@ def organ_mask(quick: bool) -> tuple[np.ndarray, Grid]:
     return labels, grid
 
 
-def timed(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    times, out = [], None
+def timed(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
+    """Median wall seconds and least processor seconds of each, taken in turn so that a busy machine disturbs all alike."""
+    wall: dict[str, list[float]] = {name: [] for name in works}
+    cpu: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
-        start = time.perf_counter()
-        out = work()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times)), out
+        for name, work in works.items():
+            start = time.perf_counter(), time.process_time()
+            work()
+            wall[name].append(time.perf_counter() - start[0])
+            cpu[name].append(time.process_time() - start[1])
+    return {name: {"wall": float(np.median(wall[name])), "cpu": min(cpu[name])} for name in works}
 
 
 def cropped(labels: np.ndarray) -> np.ndarray:
@@ -171,28 +180,30 @@ def cropped(labels: np.ndarray) -> np.ndarray:
 def speed(quick: bool) -> dict[str, Any]:
     labels, grid = organ_mask(quick)
     segmentation = Segmentation(labels, grid, {1: "x"})
-    repeats = 3
-    surface(segmentation, "x")  # imports are not what is measured
-    mine, mesh = timed(lambda: surface(segmentation, "x"), repeats)
+    mesh = surface(segmentation, "x")  # imports and compiling are not what is measured
+    box = cropped(labels)
     # the same post-processing for all: 15 iterations of windowed sinc; slice3d needs none, its smoothing is in the function
-    crop_vtk, _ = timed(lambda: vtk_usual(cropped(labels), grid), repeats)
-    crop_only, _ = timed(lambda: flying_edges(cropped(labels), grid), repeats)
-    whole, _ = timed(lambda: windowed_sinc(skimage_surface(labels, grid), iterations=15, band=0.001), 1 if quick else 2)
-    return {
-        "shape": list(labels.shape), "crop": list(cropped(labels).shape), "faces": len(mesh.faces),
-        "seconds": {
-            "slice3d, mask to finished mesh": mine,
-            "VTK flying edges on the crop, contour alone": crop_only,
-            "VTK flying edges on the crop + windowed sinc": crop_vtk,
-            "scikit-image on the whole array + windowed sinc": whole,
+    seconds = timed(
+        {
+            "slice3d, mask to finished mesh": lambda: surface(segmentation, "x"),
+            "VTK flying edges on the crop, contour alone": lambda: flying_edges(box, grid),
+            "VTK flying edges on the crop + windowed sinc": lambda: vtk_usual(cropped(labels), grid),
         },
-        "ratio_to_whole_scikit_image": mine / whole, "ratio_to_vtk_with_smoothing": mine / crop_vtk,
+        2 if quick else 7,
+    )
+    peer = "scikit-image on the whole array + windowed sinc"
+    whole = lambda: windowed_sinc(skimage_surface(labels, grid), iterations=15, band=0.001)  # noqa: E731
+    seconds |= timed({peer: whole}, 1 if quick else 3)
+    mine = seconds["slice3d, mask to finished mesh"]
+    return {
+        "shape": list(labels.shape), "crop": list(box.shape), "faces": len(mesh.faces), "seconds": seconds,
+        "ratio": {name: {k: mine[k] / s[k] for k in s} for name, s in seconds.items() if s is not mine},
         "memory": memory(quick),
     }  # fmt: skip
 
 
 def memory(quick: bool) -> dict[str, float]:
-    """Peak of a fresh process over what it held before, in multiples of the cropped array as float32."""
+    """Peak of a fresh process over what it held before, in multiples of the cropped array (of bytes, and as float32)."""
     code = (
         "import sys, resource; sys.path.insert(0, '.'); sys.path.insert(0, 'benchmarks');"
         "from surface import organ_mask, cropped; from slice3d.surface import surface; from slice3d.volume import Segmentation, freeze;"
@@ -208,7 +219,7 @@ def memory(quick: bool) -> dict[str, float]:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
     )
     ratio, peak, size = (float(v) for v in done.stdout.split())
-    return {"peak_over_crop_float32": ratio, "peak_mib": peak, "crop_float32_mib": size}
+    return {"peak_over_crop": 4 * ratio, "peak_over_crop_float32": ratio, "peak_mib": peak, "crop_mib": size / 4}
 
 
 def real_labels(path: Path, quick: bool) -> dict[str, Any]:
@@ -217,45 +228,69 @@ def real_labels(path: Path, quick: bool) -> dict[str, Any]:
 
     segmentation = load_segmentation(path)
     surfaces(segmentation, structures=[segmentation.names[v] for v in list(segmentation.names)[:2]])
-    mine, meshes = timed(lambda: surfaces(segmentation), 1)
-    filled = {n: m for n, m in meshes.items() if len(m.faces)}
+    made: dict[str, Mesh] = {}
+    mine = timed({"slice3d": lambda: made.update(surfaces(segmentation))}, 1)["slice3d"]
+    filled = {n: m for n, m in made.items() if len(m.faces)}
     names = list(filled)[:: 40 if quick else 12]
-    peers = {}
-    for peer, method in (("scikit-image", skimage_surface), ("VTK usual", vtk_usual)):
-        start = time.perf_counter()
-        for name in names:
-            method(segmentation.mask(name), segmentation.grid)
-        peers[peer] = (time.perf_counter() - start) / len(names) * len(filled)
+    peers = {"scikit-image": skimage_surface, "VTK usual": vtk_usual, "3D Slicer defaults": slicer_default}
+    runs: dict[str, Callable[[], Any]] = {
+        peer: lambda method=method: [method(segmentation.mask(n), segmentation.grid) for n in names]  # type: ignore[misc]
+        for peer, method in peers.items()
+    }
+    scaled = {
+        peer: {k: v * len(filled) / len(names) for k, v in seconds.items()} for peer, seconds in timed(runs, 1).items()
+    }
     drift = [m.volume_ml / m.metadata["voxel_volume_ml"] - 1 for m in filled.values()]
     return {
-        "structures": len(filled), "shape": list(segmentation.labels.shape), "slice3d_seconds": mine,
-        "peer_seconds_scaled_from_sample": peers, "sampled": len(names),
-        "ratio": {p: mine / t for p, t in peers.items()},
+        "structures": len(filled), "shape": list(segmentation.labels.shape),
+        "spacing_mm": [round(s, 3) for s in segmentation.grid.spacing_mm], "slice3d_seconds": mine,
+        "peer_seconds_scaled_from_sample": scaled, "sampled": len(names),
+        "ratio": {p: {k: mine[k] / t[k] for k in t} for p, t in scaled.items()},
         "gaps_and_overlaps": interfaces(segmentation, filled),
         "volume_drift": {"median": float(np.median(np.abs(drift))), "p95": float(np.percentile(np.abs(drift), 95))},
-        "gate": gate(list(filled.values())[:: 8 if quick else 2]),
+        "gate": gate(list(filled.values())[:: 8 if quick else 1]),
     }  # fmt: skip
 
 
 def interfaces(segmentation: Segmentation, meshes: dict[str, Mesh]) -> dict[str, float]:
-    """Sum of the parts against the whole: the union's surface encloses as much as all parts together, or there are gaps."""
-    whole = Segmentation((segmentation.labels > 0).astype(np.uint8), segmentation.grid, {1: "all"})
-    net = surfaces(replace(segmentation, groups={}))
-    parts = sum(m.volume_mm3 for m in net.values() if len(m.faces))
-    corners = np.concatenate([np.sort(m.vertices[m.faces].reshape(-1, 9).round(6), axis=1) for m in meshes.values()])
-    _, count = np.unique(corners, axis=0, return_counts=True)
+    """Whether neighbours meet: each triangle between two structures must be in both meshes, once each way round.
+
+    Triangles in one mesh only are the outside of the whole; together they must close (gaps would show as open edges), and
+    enclose as much as all parts (an overlap would count twice). Crossings are pairs of these outer triangles.
+    """
+    corners = np.concatenate([m.vertices[m.faces] for m in meshes.values()]).round(6)
+    points, number = np.unique(corners.reshape(-1, 3), axis=0, return_inverse=True)
+    faces = number.reshape(-1, 3)
+    turn = faces.argmin(axis=1)[:, None]
+    rows = np.take_along_axis(faces, (turn + np.arange(3)) % 3, axis=1)  # lowest corner first, direction kept
+    low, high = np.minimum(rows[:, 1], rows[:, 2]), np.maximum(rows[:, 1], rows[:, 2])
+    _, where, count = np.unique(
+        np.stack([rows[:, 0], low, high], axis=1), axis=0, return_inverse=True, return_counts=True
+    )
+    balance = np.bincount(where.reshape(-1), weights=np.where(rows[:, 1] < rows[:, 2], 1.0, -1.0))
+    outer = rows[count[where.reshape(-1)] == 1]
+    edges = np.concatenate([outer[:, [0, 1]], outer[:, [1, 2]], outer[:, [2, 0]]])
+    up = edges[:, 0] < edges[:, 1]
+    _, edge = np.unique(np.sort(edges, axis=1), axis=0, return_inverse=True)
+    open_edges = int(np.count_nonzero(np.bincount(edge.reshape(-1), weights=np.where(up, 1.0, -1.0))))
+    parts = sum(m.volume_mm3 for m in meshes.values()) / 1000
     return {
-        "faces_in_one_mesh_only": int((count == 1).sum()), "faces_in_two_meshes": int((count == 2).sum()),
-        "faces_in_more": int((count > 2).sum()), "parts_ml": parts / 1000, "voxels_ml": whole.volume_ml("all"),
+        "triangles_between_two_structures": int((count == 2).sum()),
+        "of_them_the_same_way_round_in_both": int(np.count_nonzero(balance[count == 2])),
+        "triangles_in_more_than_two": int((count > 2).sum()),
+        "outer_triangles": len(outer), "open_edges_of_the_outside": open_edges,
+        "parts_ml": parts, "outside_ml": Mesh(points, outer).volume_ml,
+        "voxels_ml": float(np.count_nonzero(segmentation.labels)) * segmentation.grid.voxel_volume_mm3 / 1000,
     }  # fmt: skip
 
 
 def gate(meshes: list[Mesh]) -> dict[str, Any]:
-    reports = [check(m, wall=False) for m in meshes]
+    """How many pass the print gate, and what the others fail by."""
+    reports = {m.name: check(m, wall=False) for m in meshes}
     return {
         "checked": len(reports),
-        "passed": sum(r.passed for r in reports),
-        "reasons": sorted({x for r in reports for x in r.reasons}),
+        "passed": sum(r.passed for r in reports.values()),
+        "failed": {name: list(r.reasons) for name, r in reports.items() if not r.passed},
     }
 
 
@@ -275,19 +310,67 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--labels", type=Path, help="a real label map with many structures")
-    parser.add_argument("--only", choices=["accuracy", "speed", "labels"])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/surface.json"))
+    parser.add_argument("--only", choices=[*(shape.name for shape in all_shapes()), "speed", "labels"])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--render", type=Path, help="write the tables of the results into this page, and run nothing")
     options = parser.parse_args()
-    result = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    result = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
+    if options.render:
+        head, rest = options.render.read_text(encoding="utf-8").split(BEGIN)
+        filled = f"{head}{BEGIN}\n{tables(result)}\n{END}{rest.split(END)[1]}"
+        options.render.write_text(filled, encoding="utf-8")
+        return
     result["machine"] = machine()
-    if options.only in (None, "accuracy"):
-        result["accuracy"] = accuracy((2,) if options.quick else (1, 2))
+    if options.only not in ("speed", "labels"):
+        rows = accuracy((2,) if options.quick else (1, 2), options.only)
+        done = {row["shape"] for row in rows}
+        result["accuracy"] = [row for row in result.get("accuracy", []) if row["shape"] not in done] + rows
     if options.only in (None, "speed"):
         result["speed"] = speed(options.quick)
     if options.labels and options.only in (None, "labels"):
         result["labels"] = real_labels(options.labels, options.quick)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def tables(result: dict[str, Any]) -> str:
+    """The results as Markdown, with the machine they were measured on."""
+    found = result["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+    out = [f"Measured on {found['cores']} cores of an {found['cpu']}, {versions}.", ""]
+    out += ["| body, voxels in mm | input | " + " | ".join(f"{m}: mean mm, volume" for m in METHODS) + " |"]
+    out += ["|---|---|" + "---|" * len(METHODS)]
+    for row in result.get("accuracy", []):
+        cells = [f"{row[m]['mean_mm']:.3f}, {row[m]['volume_error']:.2%}" for m in METHODS]
+        spacing = "×".join(f"{v:g}" for v in row["spacing_mm"])
+        out += [f"| {row['shape']}, {spacing} | {row['input']} | " + " | ".join(cells) + " |"]
+    if "speed" in result:
+        out += ["", "| one organ of a 512×512×300 mask | seconds | processor seconds |", "|---|---|---|"]
+        out += [f"| {n} | {s['wall']:.3f} | {s['cpu']:.3f} |" for n, s in result["speed"]["seconds"].items()]
+        memory = result["speed"]["memory"]
+        out += [
+            "",
+            f"Peak memory: {memory['peak_mib']:.0f} MiB, {memory['peak_over_crop']:.1f} times the cropped mask.",
+        ]
+    if "labels" in result:
+        real = result["labels"]
+        shape = "×".join(str(n) for n in real["shape"])
+        out += ["", f"| {real['structures']} structures of a real label map, {shape} | seconds | processor seconds |"]
+        out += [
+            "|---|---|---|",
+            "| slice3d, all in one run | {wall:.1f} | {cpu:.1f} |".format(**real["slice3d_seconds"]),
+        ]
+        out += [
+            f"| {peer}, one by one (from {real['sampled']} of them) | {s['wall']:.1f} | {s['cpu']:.1f} |"
+            for peer, s in real["peer_seconds_scaled_from_sample"].items()
+        ]
+        meet, passed = real["gaps_and_overlaps"], real["gate"]
+        out += [
+            "", f"Of its triangles {meet['triangles_between_two_structures']} lie between two structures, in both meshes and "
+            f"opposite ways round; the other {meet['outer_triangles']} close the outside of the whole with "
+            f"{meet['open_edges_of_the_outside']} open edges. {passed['passed']} of {passed['checked']} meshes pass the gate.",
+        ]  # fmt: skip
+    return "\n".join(out)
 
 
 if __name__ == "__main__":

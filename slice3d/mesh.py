@@ -33,8 +33,8 @@ class Mesh:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        vertices = np.array(self.vertices, dtype=np.float64).reshape(-1, 3)
-        faces = np.array(self.faces, dtype=np.int64).reshape(-1, 3)
+        vertices = _own(self.vertices, np.float64)
+        faces = _own(self.faces, np.int64)
         if faces.size and (faces.min() < 0 or faces.max() >= len(vertices)):
             raise InputError(
                 f"faces point at vertices {int(faces.min())} to {int(faces.max())}; expected 0 to {len(vertices) - 1}"
@@ -101,6 +101,14 @@ class Mesh:
     def show(self) -> Any:
         """An interactive widget for a notebook. Needs the extra `viewer`."""
         return _notebook().widget_of(self)
+
+
+def _own(rows: Any, kind: type) -> NDArray[Any]:
+    """Rows of three as an array that nobody else can write to: the given one where that is so already, else a copy."""
+    array: NDArray[Any] = np.asarray(rows, dtype=kind)
+    if array.flags.writeable or not array.flags.owndata or array.ndim != 2:
+        array = np.array(array)
+    return array.reshape(-1, 3) if array.shape[1:] != (3,) else array
 
 
 def _make_mesh(*args: Any) -> Mesh:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from slice3d.metrics._compiled import compiled
+from slice3d.compiled import compiled
 
 
 @compiled

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slice3d.metrics._compiled import compiled
+from slice3d.compiled import compiled
 
 
 @compiled

@@ -7,9 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from slice3d.compiled import compiled
 from slice3d.grid import Grid
-from slice3d.surface import _vtk, topology
-from slice3d.surface.implicit import Array, Field
+from slice3d.surface import marching, topology
+from slice3d.surface.implicit import KEPT, Array, Field, low_pass_kernels
+from slice3d.surface.region import MARGIN
+
+Arrays = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 # How close to a grid point, as part of the largest step at hand, a vertex may come: nearer ones make needle triangles.
 _SNAP = np.float32(0.02)
@@ -17,25 +21,25 @@ _SNAP = np.float32(0.02)
 _ON_BORDER_MM = 1e-3
 
 
-def contour(field: Field, grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def contour(field: Field, grid: Grid) -> Arrays:
     """(N, 3) vertices in world RAS mm and (M, 3) outward faces of the zero level of `field` over `grid`."""
-    from vtkmodules.vtkFiltersCore import vtkFlyingEdges3D
+    points, faces = marching.of_field(field.values)
+    return _placed((points + 0.5) / np.asarray(field.factors) - 0.5, faces, grid)
 
-    values = np.ascontiguousarray(field.values, dtype=np.float32)
-    filter_ = vtkFlyingEdges3D()
-    filter_.SetInputData(_vtk.image(values))
-    filter_.SetValue(0, 0.0)
-    filter_.ComputeNormalsOff()
-    filter_.ComputeGradientsOff()
-    filter_.ComputeScalarsOff()
-    filter_.Update()
-    points, faces = _vtk.arrays(filter_.GetOutput())
-    index = (points[:, ::-1] + 0.5) / np.asarray(field.factors) - 0.5
-    vertices = grid.to_world(index)
-    # VTK's normals point to lower values here, seen in its (k, j, i) axes; turning the axes round mirrors once more.
-    if np.linalg.det(grid.affine[:3, :3]) > 0:
-        faces = faces[:, ::-1]
-    return vertices, np.ascontiguousarray(faces)
+
+def contour_mask(mask: NDArray[np.bool_], grid: Grid, cutoff_mm: float) -> Arrays:
+    """As `contour` of the low-pass filtered mask, in one go; `MARGIN` voxels on every side of `mask` are outside."""
+    kernels = low_pass_kernels(np.asarray(grid.spacing_mm), cutoff_mm)
+    return _placed(*marching.of_mask(mask, kernels, KEPT, margin=MARGIN), grid)
+
+
+def _placed(index: NDArray[np.float64], faces: NDArray[np.int64], grid: Grid) -> Arrays:
+    world = np.empty(index.shape)
+    for axis, (a, b, c, d) in enumerate(grid.affine[:3]):
+        np.multiply(index[:, 0], a, out=world[:, axis])
+        world[:, axis] += b * index[:, 1] + c * index[:, 2] + d
+    turned = np.linalg.det(grid.affine[:3, :3]) < 0
+    return world, np.ascontiguousarray(faces[:, ::-1] if turned else faces)
 
 
 def snap(values: Array) -> Array:
@@ -69,27 +73,60 @@ def keep_volume(
     free = np.ones(len(faces), dtype=bool)
     for held in flat:
         free &= ~held[faces].all(axis=1)
+    vertices = np.array(vertices, dtype=np.float64)
+    move = np.empty_like(vertices)
     shift = 0.0
     for _ in range(4 if border else 3):
-        normal = topology.face_normals(vertices, faces)
-        corner = vertices[faces[:, 0]] - vertices.mean(axis=0)
-        missing = volume_mm3 - float(np.einsum("ij,ij->", corner, normal)) / 6.0
+        enclosed, whole, area = _normals(vertices, faces, free, move)
+        missing = volume_mm3 - enclosed
         if abs(missing) <= 1e-6 * abs(volume_mm3):
             break
-        size = np.linalg.norm(normal, axis=1) / 2
-        area = float(size[free].sum())
-        if area < 0.01 * float(size.sum()):
+        if area < 0.01 * whole:
             break  # the border of the scan all round: nothing of the surface is the structure's own
         step = missing / area
-        move = step * topology.vertex_normals(vertices, faces, normal)
+        move *= step
         for (n, d), held in zip(border, flat, strict=True):
             outwards = move @ n
             # half of what is left at most, so that no triangle collapses in the plane
             room = np.where(held, 0.0, np.maximum(0.5 * (d - vertices @ n), 0.0))
             move -= (outwards - np.where(held, 0.0, np.minimum(outwards, room)))[:, None] * n
-        vertices = vertices + move
+        vertices += move
         shift += step
     return vertices, shift
+
+
+@compiled
+def _normals(
+    vertices: NDArray[np.float64], faces: NDArray[np.int64], free: NDArray[np.bool_], out: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Writes the unit normal of each vertex; returns the volume, the area, and the area of the `free` faces."""
+    out[:, :] = 0.0
+    six, twice, twice_free = 0.0, 0.0, 0.0
+    x, y, z = vertices[0]
+    for f in range(len(faces)):
+        a, b, c = vertices[faces[f, 0]], vertices[faces[f, 1]], vertices[faces[f, 2]]
+        ux, uy, uz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
+        vx, vy, vz = c[0] - a[0], c[1] - a[1], c[2] - a[2]
+        nx, ny, nz = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
+        # relative to a point of the mesh: far from the world origin the products would cancel badly
+        six += (a[0] - x) * nx + (a[1] - y) * ny + (a[2] - z) * nz
+        size = np.sqrt(nx * nx + ny * ny + nz * nz)
+        twice += size
+        if free[f]:
+            twice_free += size
+        for corner in range(3):
+            target = out[faces[f, corner]]
+            target[0] += nx
+            target[1] += ny
+            target[2] += nz
+    for v in range(len(out)):
+        n = out[v]
+        length = np.sqrt(n[0] * n[0] + n[1] * n[1] + n[2] * n[2])
+        if length > 0:
+            n[0] /= length
+            n[1] /= length
+            n[2] /= length
+    return six / 6.0, twice / 2.0, twice_free / 2.0
 
 
 def volume(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> float:

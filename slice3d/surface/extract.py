@@ -12,8 +12,8 @@ from slice3d import anatomy
 from slice3d.findings import Finding
 from slice3d.mesh import Mesh
 from slice3d.progress import Progress, silent
-from slice3d.surface.contour import contour, keep_volume, snap
-from slice3d.surface.implicit import Field, cutoff_mm, implicit
+from slice3d.surface.contour import contour, contour_mask, keep_volume, snap
+from slice3d.surface.implicit import Field, cutoff_mm, implicit, refinement
 from slice3d.surface.region import Region, crop, cut_finding, cut_sides
 from slice3d.surface.settings import SurfaceSettings
 from slice3d.volume import Segmentation
@@ -39,23 +39,30 @@ def surface(
     region = crop(segmentation, structure, use_probabilities=settings.use_probabilities)
     if region is None:
         return empty(structure)
-    field = implicit(region, settings)
-    progress(stage, 0.6)
-    values = field.values if field.clear else snap(field.values)
-    volume_mm3, filtered = field.volume_mm3, region.probability is None and max(field.factors) == 1
-    vertices, faces = contour(Field(values, field.factors, None), region.grid)
-    del field, values  # the largest arrays; what follows needs room of its own
-    shift = 0.0
-    if settings.keep_volume and volume_mm3 is not None:
-        vertices, shift = keep_volume(vertices, faces, volume_mm3, border=region.border())
+    cutoff = cutoff_mm(region.grid, settings)
+    even = refinement(region.grid, settings.resolution_mm).max() == 1
+    filtered = region.probability is None and even
+    volume_mm3: float | None = _voxel_volume(region)
+    if filtered and cutoff > 0 and not region.cut:
+        vertices, faces = contour_mask(region.mask, region.grid, cutoff)
+    else:
+        field = implicit(region, settings)
+        volume_mm3 = field.volume_mm3
+        progress(stage, 0.6)
+        vertices, faces = contour(Field(snap(field.values), field.factors, None), region.grid)
+        del field  # the largest array; what follows needs room of its own
     metadata = {
         "voxel_volume_ml": _voxel_volume(region) / 1000.0,
-        "volume_shift_mm": shift,
+        "volume_shift_mm": 0.0,
         # probabilities and thick slices are not filtered
-        "cutoff_mm": cutoff_mm(region.grid, settings) if filtered else None,
+        "cutoff_mm": cutoff if filtered else None,
         "source": "labels" if region.probability is None else "probability",
     }
-    mesh = _finish(structure, vertices, faces, settings, cut_finding(structure, region), metadata)
+    border, finding = region.border(), cut_finding(structure, region)
+    del region
+    if settings.keep_volume and volume_mm3 is not None:
+        vertices, metadata["volume_shift_mm"] = keep_volume(vertices, faces, volume_mm3, border=border)
+    mesh = _finish(structure, vertices, faces, settings, finding, metadata)
     progress(stage, 1.0)
     return mesh
 
@@ -130,6 +137,7 @@ def _finish(
     from slice3d.surface.repair import remove_small
 
     findings = [finding] if finding else []
+    vertices.flags.writeable = faces.flags.writeable = False
     if settings.min_fragment_mm3 or settings.min_cavity_mm3:
         vertices, faces, fragments, cavities = remove_small(
             vertices, faces, fragment_mm3=settings.min_fragment_mm3, cavity_mm3=settings.min_cavity_mm3

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slice3d.grid import Grid
+from slice3d.surface import marching
 from slice3d.surface.fractions import fraction, is_partial_volume, plane_distance
 from slice3d.surface.region import Region
 from slice3d.surface.settings import SurfaceSettings
@@ -22,29 +23,25 @@ from slice3d.surface.settings import SurfaceSettings
 Array = NDArray[np.float32]
 THICK = 1.5
 # how far from the level a voxel stays that must keep its side; also keeps vertices off the grid points
-_KEPT = np.float32(0.04)
+KEPT = np.float32(0.04)
 
 
 @dataclass(frozen=True)
 class Field:
     """values: (i, j, k) float32, positive inside. factors: samples per voxel along each axis.
 
-    volume_mm3: what the voxels in the scan hold, None where a fading probability map does not say. clear: no value is so near zero
-    that a vertex would fall on a grid point.
+    volume_mm3: what the surface should enclose within the scan, None where a fading probability map does not say.
     """
 
     values: Array
     factors: tuple[int, int, int]
     volume_mm3: float | None
-    clear: bool = False
 
 
 def implicit(region: Region, settings: SurfaceSettings) -> Field:
     """The implicit function of one structure on a grid about as fine along every axis as the finest spacing."""
     spacing = np.asarray(region.grid.spacing_mm)
-    step = settings.resolution_mm or float(spacing.min())
-    ratio = spacing / step
-    factors = np.where(ratio > THICK, np.round(ratio), 1).astype(int)
+    factors = refinement(region.grid, settings.resolution_mm)
     if region.probability is None:
         values = _from_labels(region, settings, factors)
     elif not is_partial_volume(region.probability):
@@ -58,8 +55,13 @@ def implicit(region: Region, settings: SurfaceSettings) -> Field:
     if values.shape == region.mask.shape:
         values = refine_all(values, factors)
     volume = _volume(region, values, factors)
-    clear = region.probability is None and factors.max() == 1 and not region.cut
-    return Field(_cut(values, region, factors), (int(factors[0]), int(factors[1]), int(factors[2])), volume, clear)
+    return Field(_cut(values, region, factors), (int(factors[0]), int(factors[1]), int(factors[2])), volume)
+
+
+def refinement(grid: Grid, step_mm: float | None = None) -> NDArray[np.int64]:
+    """Samples per voxel along each axis (3,) that bring thick slices near to a step, by default the finest spacing."""
+    ratio = np.asarray(grid.spacing_mm) / (step_mm or min(grid.spacing_mm))
+    return np.where(ratio > THICK, np.round(ratio), 1).astype(np.int64)
 
 
 def _volume(region: Region, values: Array, factors: NDArray[Any]) -> float | None:
@@ -222,36 +224,17 @@ def low_pass(
     The kernel is 2G − G∗G per axis; its half-amplitude wavelength is `cutoff_mm`. With `keep_labels` no voxel centre
     changes sides, so that nothing thin is lost.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from scipy.ndimage import correlate1d
-
-    source, target = mask.astype(np.float32), np.empty(mask.shape, dtype=np.float32)
-    with ThreadPoolExecutor(2) as pool:
-        for axis in range(3):
-            kernel = _kernel(max(cutoff_mm / 4.0 / float(spacing[axis]), 0.3))
-            across = 1 if axis == 0 else 0
-            half = mask.shape[across] // 2
-
-            def work(
-                part: slice,
-                source: Array = source,
-                target: Array = target,
-                axis: int = axis,
-                across: int = across,
-                kernel: Any = kernel,
-            ) -> None:
-                where = tuple(part if n == across else slice(None) for n in range(3))
-                correlate1d(source[where], kernel, axis=axis, mode="nearest", output=target[where])
-
-            list(pool.map(work, (slice(0, half), slice(half, None))))
-            source, target = target, source
-    out: Array = source
+    out = marching.filtered(mask, low_pass_kernels(spacing, cutoff_mm))
     out -= np.float32(0.5)
     if keep_labels:
-        np.maximum(out, _KEPT, out=out, where=mask)
-        np.minimum(out, -_KEPT, out=out, where=~mask)
+        np.maximum(out, KEPT, out=out, where=mask)
+        np.minimum(out, -KEPT, out=out, where=~mask)
     return out
+
+
+def low_pass_kernels(spacing: NDArray[np.float64], cutoff_mm: float) -> tuple[NDArray[np.float64], ...]:
+    """The weights along each axis of the filter of `low_pass`."""
+    return tuple(_kernel(max(cutoff_mm / 4.0 / float(s), 0.3)) for s in spacing)
 
 
 def _kernel(sigma: float) -> NDArray[np.float64]:

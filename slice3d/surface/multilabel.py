@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slice3d.compiled import compiled
 from slice3d.grid import Grid
 from slice3d.progress import Progress, silent
 from slice3d.surface import topology
-from slice3d.surface.implicit import THICK, least_bending, low_pass, refine_all
+from slice3d.surface.implicit import least_bending, low_pass, refine_all, refinement
 from slice3d.surface.region import bounding_box
 from slice3d.volume import Segmentation
 
@@ -30,7 +31,8 @@ _CLOSE = 0.05
 
 @dataclass(frozen=True)
 class Network:
-    """vertices: (N, 3) world mm. quads: (M, 4), seen from side 1 counter-clockwise. sides: (M, 2) labels.
+    """vertices: (N, 3) world mm. quads: (M, 4), seen from side 1 counter-clockwise, divided from the first corner to the
+    third. sides: (M, 2) labels.
 
     voxels: (M, 2) number of the voxel on each side, which tells apart what only touches along an edge.
     """
@@ -45,20 +47,76 @@ class Network:
         inner = np.flatnonzero(self.sides[:, 0] == label)
         outer = np.flatnonzero(self.sides[:, 1] == label)
         # Divided before it is turned, so that both neighbours get the same two triangles.
-        mine, theirs = (_triangles(self.vertices, self.quads[rows]) for rows in (inner, outer))
+        mine, theirs = (_triangles(self.quads[rows]) for rows in (inner, outer))
         faces = np.concatenate([mine, theirs[:, ::-1]])
         voxel = np.concatenate([self.voxels[inner, 0], self.voxels[outer, 1]])
         vertices, faces, _ = topology.compact(self.vertices, faces)
         return topology.split_by_owner(vertices, faces, np.repeat(voxel, 2))
 
 
-def _triangles(vertices: NDArray[np.float64], quads: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Two triangles for each quadrangle, along its shorter diagonal (from the lower vertex where they are equal)."""
-    one = np.linalg.norm(vertices[quads[:, 0]] - vertices[quads[:, 2]], axis=1)
-    two = np.linalg.norm(vertices[quads[:, 1]] - vertices[quads[:, 3]], axis=1)
-    turned = np.where((two < one - 1e-9)[:, None], np.roll(quads, -1, axis=1), quads)
-    out: NDArray[np.int64] = turned[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)
-    return out
+def _triangles(quads: NDArray[np.int64]) -> NDArray[np.int64]:
+    return quads[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)
+
+
+@compiled
+def _height(
+    points: NDArray[np.float64], quad: NDArray[np.int64], first: int, axis: int, low: NDArray[np.int64]
+) -> float:
+    """Where along the line from voxel `low` to the next a quadrangle around it is met, if divided from corner `first`."""
+    b, c = (axis + 1) % 3, (axis + 2) % 3
+    p, q = points[quad[first]], points[quad[(first + 2) % 4]]
+    pu, pv, qu, qv = p[b] - low[b], p[c] - low[c], q[b] - low[b], q[c] - low[c]
+    side = pu * qv - pv * qu
+    third = (
+        1
+        if side
+        * (
+            (qu - pu) * (points[quad[(first + 1) % 4], c] - p[c])
+            - (qv - pv) * (points[quad[(first + 1) % 4], b] - p[b])
+        )
+        > 0
+        else 3
+    )
+    r = points[quad[(first + third) % 4]]
+    ru, rv = r[b] - low[b], r[c] - low[c]
+    wp, wq = qu * rv - qv * ru, ru * pv - rv * pu
+    return (wp * p[axis] + wq * q[axis] + side * r[axis]) / (wp + wq + side) - low[axis]
+
+
+@compiled
+def _turn(
+    points: NDArray[np.float64],
+    world: NDArray[np.float64],
+    quads: NDArray[np.int64],
+    lowest: NDArray[np.int64],
+    axes: NDArray[np.int8],
+    shape: NDArray[np.int64],
+) -> None:
+    """Turns each quadrangle so that it is to be divided from its first corner to its third.
+
+    That is its shorter diagonal, unless only the other keeps the triangles between the two voxels that they part: one
+    that reaches beyond a voxel's centre runs into the triangles on its other side (T. Ju and T. Udeshi, Pacific Graphics
+    2006).
+    """
+    low = np.empty(3, np.int64)
+    for n in range(len(quads)):
+        quad = quads[n]
+        one, two = 0.0, 0.0
+        for x in range(3):
+            one += (world[quad[0], x] - world[quad[2], x]) ** 2
+            two += (world[quad[1], x] - world[quad[3], x]) ** 2
+        first = 1 if two < one - 1e-9 else 0
+        low[0] = lowest[n] // (shape[1] * shape[2])
+        low[1] = lowest[n] // shape[2] % shape[1]
+        low[2] = lowest[n] % shape[2]
+        height = _height(points, quad, first, axes[n], low)
+        if not 0.0 < height < 1.0:
+            height = _height(points, quad, 1 - first, axes[n], low)
+            if 0.0 < height < 1.0:
+                first = 1 - first
+        if first:
+            start = quad[0]
+            quad[0], quad[1], quad[2], quad[3] = quad[1], quad[2], quad[3], start
 
 
 def network(
@@ -80,7 +138,7 @@ def network(
     if not window.any():
         return None
     grid = segmentation.grid.crop(start.tolist(), stop.tolist())
-    factors = _factors(grid)
+    factors = refinement(grid)
     target = np.bincount(window.reshape(-1)).astype(np.float64) * float(np.prod(factors))
     if factors.max() > 1:
         window = refine_labels(window, grid, factors, progress=progress)
@@ -99,9 +157,11 @@ def network(
     limits = np.maximum(cells + 0.03, ends[0]), np.minimum(cells + 0.97, ends[1])
     points = _keep_volumes(points, quads, sides, limits, target)
     index = (points - _PAD + 0.5) / factors - 0.5
+    world = grid.to_world(index)
     if np.linalg.det(grid.affine[:3, :3]) < 0:
-        quads = quads[:, ::-1]
-    return Network(grid.to_world(index), np.ascontiguousarray(quads), sides, np.stack([edges.low, edges.high], axis=1))
+        quads = np.ascontiguousarray(quads[:, ::-1])
+    _turn(points, world, quads, edges.low, edges.axis, np.asarray(window.shape))
+    return Network(world, quads, sides, np.stack([edges.low, edges.high], axis=1))
 
 
 @dataclass(frozen=True)
@@ -207,30 +267,76 @@ def _keep_volumes(
     limits: (N, 3) lowest and highest position of each vertex.
     """
     push = np.zeros(len(target))
-    centre = points.mean(axis=0)
-    start = points
+    start, shift, weight = points, np.empty_like(points), np.empty(len(points))
+    volume, surface = np.empty(len(target)), np.empty(len(target))
     for _ in range(6):
-        corner = points[quads] - centre
-        # A quadrangle's vector area and the volume under it do not depend on the diagonal to second order.
-        area = np.cross(corner[:, 2] - corner[:, 0], corner[:, 3] - corner[:, 1]) / 2.0
-        under = np.einsum("ij,ij->i", corner.mean(axis=1), area) / 3.0
-        size = np.linalg.norm(area, axis=1)
-        volume = np.bincount(sides[:, 0], under, len(target)) - np.bincount(sides[:, 1], under, len(target))
-        surface = np.bincount(sides[:, 0], size, len(target)) + np.bincount(sides[:, 1], size, len(target))
+        _volumes(points, quads, sides, volume, surface)
         step = np.divide(target - volume, surface, out=np.zeros_like(surface), where=surface > 0)
         step[0] = 0.0
         push = np.clip(push + step, -0.5, 0.5)
-        move = (push[sides[:, 0]] - push[sides[:, 1]])[:, None] * area
-        weight = np.bincount(quads.reshape(-1), np.repeat(size, 4), len(points))
-        sums = [np.bincount(quads.reshape(-1), np.repeat(move[:, n], 4), len(points)) for n in range(3)]
-        shift = np.stack(sums, axis=1).astype(np.float64) / np.maximum(weight, 1e-12)[:, None]
-        points = np.clip(start + shift, *limits)
+        _shifts(points, quads, sides, push, shift, weight)
+        points = np.clip(start + shift / np.maximum(weight, 1e-12)[:, None], *limits)
     return points
 
 
-def _factors(grid: Grid) -> NDArray[np.int64]:
-    ratio = np.asarray(grid.spacing_mm) / min(grid.spacing_mm)
-    return np.where(ratio > THICK, np.round(ratio), 1).astype(np.int64)
+@compiled
+def _area(points: NDArray[np.float64], quad: NDArray[np.int64]) -> tuple[float, float, float]:
+    """Vector area of a quadrangle: half the cross product of its diagonals."""
+    a, b, c, d = points[quad[0]], points[quad[1]], points[quad[2]], points[quad[3]]
+    ux, uy, uz = c[0] - a[0], c[1] - a[1], c[2] - a[2]
+    vx, vy, vz = d[0] - b[0], d[1] - b[1], d[2] - b[2]
+    return (uy * vz - uz * vy) / 2.0, (uz * vx - ux * vz) / 2.0, (ux * vy - uy * vx) / 2.0
+
+
+@compiled
+def _volumes(
+    points: NDArray[np.float64],
+    quads: NDArray[np.int64],
+    sides: NDArray[np.int64],
+    volume: NDArray[np.float64],
+    surface: NDArray[np.float64],
+) -> None:
+    """Writes what each label encloses and the area of its boundary; the diagonal does not matter to second order."""
+    for label in range(len(volume)):
+        volume[label] = surface[label] = 0.0
+    x, y, z = points[0]
+    for q in range(len(quads)):
+        quad = quads[q]
+        ax, ay, az = _area(points, quad)
+        under = 0.0
+        for n in range(4):
+            p = points[quad[n]]
+            under += ((p[0] - x) * ax + (p[1] - y) * ay + (p[2] - z) * az) / 12.0
+        size = np.sqrt(ax * ax + ay * ay + az * az)
+        one, other = sides[q]
+        volume[one] += under
+        volume[other] -= under
+        surface[one] += size
+        surface[other] += size
+
+
+@compiled
+def _shifts(
+    points: NDArray[np.float64],
+    quads: NDArray[np.int64],
+    sides: NDArray[np.int64],
+    push: NDArray[np.float64],
+    shift: NDArray[np.float64],
+    weight: NDArray[np.float64],
+) -> None:
+    """Writes the sum of each vertex' shifts, weighted by area, and the sum of the weights."""
+    for v in range(len(shift)):
+        shift[v, 0] = shift[v, 1] = shift[v, 2] = weight[v] = 0.0
+    for q in range(len(quads)):
+        ax, ay, az = _area(points, quads[q])
+        size = np.sqrt(ax * ax + ay * ay + az * az)
+        by = push[sides[q, 0]] - push[sides[q, 1]]
+        for n in range(4):
+            v = quads[q, n]
+            shift[v, 0] += by * ax
+            shift[v, 1] += by * ay
+            shift[v, 2] += by * az
+            weight[v] += size
 
 
 def refine_labels(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slice3d.compiled import compiled
 from slice3d.errors import InputError
 from slice3d.findings import Finding
 from slice3d.grid import Grid
@@ -108,21 +109,39 @@ def _is_one_of(labels: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool
 
 
 def _box_of_labels(labels: NDArray[Any], values: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """`bounding_box` of some labels, a few slices at a time, so that no mask of the whole scan is made."""
-    axis = int(np.argmax(np.abs(labels.strides)))
-    turned = np.moveaxis(labels, axis, 0)
-    found = []
-    for first in range(0, len(turned), 16):
-        box = bounding_box(_is_one_of(turned[first : first + 16], values))
-        if box is not None:
-            shift = np.array([first, 0, 0])
-            found.append((box[0] + shift, box[1] + shift))
-    if not found:
-        return None
-    back = [*range(1, axis + 1), 0, *range(axis + 1, 3)]
-    low = np.min([box[0] for box in found], axis=0)
-    high = np.max([box[1] for box in found], axis=0)
-    return low[back], high[back]
+    """`bounding_box` of some labels, without a mask of the whole scan."""
+    if labels.flags.f_contiguous and not labels.flags.c_contiguous:
+        box = _box_of_labels(labels.T, values)
+        return None if box is None else (box[0][::-1], box[1][::-1])
+    known = [v for v in values if v <= np.iinfo(labels.dtype).max]
+    start, stop = np.asarray(labels.shape, dtype=np.int64), np.zeros(3, dtype=np.int64)
+    for value in np.asarray(known, dtype=labels.dtype):
+        _widen(np.ascontiguousarray(labels), value, start, stop)
+    return (start, stop) if stop.any() else None
+
+
+@compiled
+def _widen(labels: NDArray[Any], value: int, start: NDArray[np.int64], stop: NDArray[np.int64]) -> None:
+    """Widens the box from `start` to before `stop` until it holds every voxel of one value."""
+    ni, nj, nk = labels.shape
+    for i in range(ni):
+        for j in range(nj):
+            row = labels[i, j]
+            found = np.uint8(0)
+            for k in range(nk):
+                found |= np.uint8(row[k] == value)
+            if not found:
+                continue
+            start[0], stop[0] = min(start[0], i), max(stop[0], i + 1)
+            start[1], stop[1] = min(start[1], j), max(stop[1], j + 1)
+            for k in range(start[2]):
+                if row[k] == value:
+                    start[2] = k
+                    break
+            for k in range(nk - 1, stop[2] - 1, -1):
+                if row[k] == value:
+                    stop[2] = k + 1
+                    break
 
 
 def _window(array: NDArray[Any], start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[Any]:

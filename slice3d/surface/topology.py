@@ -98,7 +98,8 @@ def compact(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces, NDArray[
     used = np.zeros(len(vertices), dtype=bool)
     used[faces.reshape(-1)] = True
     kept = np.flatnonzero(used)
-    number = np.cumsum(used) - 1
+    number = np.empty(len(vertices), dtype=np.int64)
+    number[kept] = np.arange(len(kept))
     return vertices[kept], number[faces], kept
 
 

@@ -27,6 +27,8 @@ from slice3d.volume import Segmentation
 Arrays = tuple[NDArray[np.float64], NDArray[np.int64]]
 _PAD = 2
 _CLOSE = 0.05
+# voxels: a push smaller than this changes no volume that anyone reads
+_STILL = 1e-4
 
 
 @dataclass(frozen=True)
@@ -62,25 +64,26 @@ def _triangles(quads: NDArray[np.int64]) -> NDArray[np.int64]:
 def _height(
     points: NDArray[np.float64], quad: NDArray[np.int64], first: int, axis: int, low: NDArray[np.int64]
 ) -> float:
-    """Where along the line from voxel `low` to the next a quadrangle around it is met, if divided from corner `first`."""
+    """Where along the line from voxel `low` to the next a quadrangle around it is met, if divided from corner `first`.
+
+    Negative where its two triangles would be folded over each other, seen along the line.
+    """
     b, c = (axis + 1) % 3, (axis + 2) % 3
     p, q = points[quad[first]], points[quad[(first + 2) % 4]]
+    r, s = points[quad[(first + 1) % 4]], points[quad[(first + 3) % 4]]
     pu, pv, qu, qv = p[b] - low[b], p[c] - low[c], q[b] - low[b], q[c] - low[c]
+    ru, rv, su, sv = r[b] - low[b], r[c] - low[c], s[b] - low[b], s[c] - low[c]
+    r_side = (qu - pu) * (rv - pv) - (qv - pv) * (ru - pu)
+    s_side = (qu - pu) * (sv - pv) - (qv - pv) * (su - pu)
+    if r_side * s_side >= 0:
+        return -1.0
     side = pu * qv - pv * qu
-    third = (
-        1
-        if side
-        * (
-            (qu - pu) * (points[quad[(first + 1) % 4], c] - p[c])
-            - (qv - pv) * (points[quad[(first + 1) % 4], b] - p[b])
-        )
-        > 0
-        else 3
-    )
-    r = points[quad[(first + third) % 4]]
-    ru, rv = r[b] - low[b], r[c] - low[c]
+    height = r[axis]
+    if side * r_side < 0:
+        ru, rv, height = su, sv, s[axis]
     wp, wq = qu * rv - qv * ru, ru * pv - rv * pu
-    return (wp * p[axis] + wq * q[axis] + side * r[axis]) / (wp + wq + side) - low[axis]
+    out: float = (wp * p[axis] + wq * q[axis] + side * height) / (wp + wq + side) - low[axis]
+    return out
 
 
 @compiled
@@ -94,9 +97,9 @@ def _turn(
 ) -> None:
     """Turns each quadrangle so that it is to be divided from its first corner to its third.
 
-    That is its shorter diagonal, unless only the other keeps the triangles between the two voxels that they part: one
-    that reaches beyond a voxel's centre runs into the triangles on its other side (T. Ju and T. Udeshi, Pacific Graphics
-    2006).
+    That is its shorter diagonal, unless only the other keeps the triangles flat and between the two voxels that they
+    part: folded ones, and those that reach beyond a voxel's centre, run into others (T. Ju and T. Udeshi, Pacific
+    Graphics 2006).
     """
     low = np.empty(3, np.int64)
     for n in range(len(quads)):
@@ -273,6 +276,8 @@ def _keep_volumes(
         _volumes(points, quads, sides, volume, surface)
         step = np.divide(target - volume, surface, out=np.zeros_like(surface), where=surface > 0)
         step[0] = 0.0
+        if np.abs(step).max() < _STILL:
+            break
         push = np.clip(push + step, -0.5, 0.5)
         _shifts(points, quads, sides, push, shift, weight)
         points = np.clip(start + shift / np.maximum(weight, 1e-12)[:, None], *limits)

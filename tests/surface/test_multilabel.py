@@ -120,3 +120,13 @@ def test_real_labels_keep_their_volumes(data: Path) -> None:
     for mesh in large:
         assert mesh.volume_ml == pytest.approx(mesh.metadata["voxel_volume_ml"], rel=0.02)
         assert check(mesh, wall=False).manifold
+
+
+@pytest.mark.real
+def test_every_structure_of_a_real_label_map_is_fit_to_print(data: Path) -> None:
+    from slice3d import load_segmentation
+
+    meshes = surfaces(load_segmentation(data / "ct-torso" / "labelled" / "s0009" / "labels.nii.gz"))
+    failed = {name: check(mesh, wall=False).reasons for name, mesh in meshes.items()}
+    assert {name: reasons for name, reasons in failed.items() if reasons} == {}
+    assert len(meshes) == 53

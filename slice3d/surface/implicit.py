@@ -84,8 +84,11 @@ def _volume(region: Region, native: Array, values: Array, factors: NDArray[Any],
     scanned = region.scanned(factors.tolist())
     parts = [float(inside_part(v, step)[scanned].sum(dtype=np.float64)) for v in read]
     one, other = (part * voxel / float(np.prod(factors)) for part in parts)
+    along = int(np.argmax(factors))
+    if np.count_nonzero(region.mask[inner].any(axis=tuple(n for n in range(3) if n != along))) < 3:
+        return one  # too flat to say how it bends, and to be moved by half its thickness
     function = (one - other) ** 2 / 4
-    counting = (_counting_error(region.mask[inner], int(np.argmax(factors))) * count) ** 2
+    counting = (_counting_error(region.mask[inner], along) * count) ** 2
     trust = function / (function + counting) if counting else 1.0
     return trust * count + (1.0 - trust) * (one + other) / 2
 

@@ -304,6 +304,7 @@ def test_the_site_opens_from_a_folder_without_a_network(site: Path) -> None:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_context(offline=True, color_scheme="dark").new_page()
+        page.set_default_timeout(240_000)  # a busy machine is no reason for a red test
         trouble: list[str] = []
         page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: trouble.append(str(error)))
@@ -313,7 +314,7 @@ def test_the_site_opens_from_a_folder_without_a_network(site: Path) -> None:
             assert page.locator("h1").inner_text()
         page.locator("input[name=query]").click()
         page.locator("input[name=query]").press_sequentially("Hausdorff", delay=50)
-        page.locator(".md-search-result__item").first.wait_for(timeout=60_000)
+        page.locator(".md-search-result__item").first.wait_for()
         browser.close()
     assert not trouble
 

@@ -180,12 +180,31 @@ def _run(*arguments: object, temporary: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(call, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
+def _referenced(dataset: Any) -> set[str]:
+    """UIDs of the images that a SEG or encapsulated STL was made from."""
+    found = set()
+    for element in dataset.iterall():
+        if element.keyword == "ReferencedSOPInstanceUID" and "." in str(element.value):
+            found.add(str(element.value))
+    return found
+
+
 def test_segment_leaks_nothing(study: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
-    done = _run("segment", study, "--organ", "liver", "--out", tmp_path / "out", temporary=tmp_path / "tmp")
+    options = ("--organ", "liver", "--dicom-seg", "--dicom-stl", "--deidentify")
+    done = _run("segment", study, *options, "--out", tmp_path / "out", temporary=tmp_path / "tmp")
     assert done.returncode == 0, done.stderr[-2000:]
     (tmp_path / "printed.txt").write_text(done.stdout + done.stderr)
     assert leaks(tmp_path) == []
+    made = [pydicom.dcmread(path) for path in sorted((tmp_path / "out").glob("*.dcm"))]
+    assert [str(dataset.Modality) for dataset in made] == ["M3D", "SEG"]
+    for keyword in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
+        assert len({str(dataset.get(keyword)) for dataset in made}) == 1
+    assert all(dataset.PatientIdentityRemoved == "YES" for dataset in made)
+    mesh, labels = (_referenced(dataset) for dataset in made)
+    assert len(mesh) == len(list(study.iterdir()))
+    assert labels <= mesh  # both still refer to the same images
+    assert labels
 
 
 def test_batch_leaks_nothing_also_when_it_fails(study: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ _COPIED = {
     "StudyTime": "", "ReferringPhysicianName": "", "StudyID": "", "AccessionNumber": "",
 }  # fmt: skip
 _OPTIONAL = (
-    "StudyDescription", "PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence",
+    "IssuerOfPatientID", "StudyDescription", "PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence",
     "PositionReferenceIndicator",
 )  # fmt: skip
 _SHAPES = {

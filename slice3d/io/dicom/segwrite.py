@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +84,7 @@ def _build(segmentation: Segmentation, origin: DicomSource, images: list[Any], n
     from highdicom.seg import Segmentation as DicomSegmentation
     from highdicom.seg import SegmentationTypeValues
 
-    with quiet():
+    with quiet(), _unlogged():
         return DicomSegmentation(
             source_images=images,
             pixel_array=_in_file_order(_pixels(segmentation, origin, names, kind), origin, images),
@@ -98,6 +101,18 @@ def _build(segmentation: Segmentation, origin: DicomSource, images: list[Any], n
             series_description="slice3d segmentation",
             omit_empty_frames=True,
         )
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """highdicom logs the UIDs of what it copies from, and UIDs identify a study."""
+    logger = logging.getLogger("highdicom")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _describe(number: int, name: str) -> Any:

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -77,14 +78,14 @@ engine = Engine(package(name, folder=Path(cache)), InferenceSettings(memory_gib=
 loaded = time.time()
 runs = []
 for n in range(2):
-    start = time.time()
+    start, used = time.time(), time.process_time() if n else 0.0
     volume = slice3d.load(source)
     read = time.time()
     result = engine.predict(volume)
     done = time.time()
     slice3d.save(result, target)
     end = time.time()
-    runs.append({"seconds": end - (begin if n == 0 else start), "read_s": read - start, "write_s": end - done, **dict(result.metadata["timings_s"])})
+    runs.append({"seconds": end - (begin if n == 0 else start), "read_s": read - start, "write_s": end - done, "cpu_s": time.process_time() - used, **dict(result.metadata["timings_s"])})
     keep = {k: result.metadata[k] for k in ("precision", "threads", "tiles", "memory_planned_gib", "memory_budget_gib")}
     labels = len(set(result.labels[::8, ::8, ::8].ravel().tolist()))
     print(json.dumps({"import_s": imported - begin, "load_s": loaded - imported, "runs": runs, "labels_found": labels, **keep}), flush=True)
@@ -146,10 +147,15 @@ def command(contender: str, folder: Path, source: Path, target: Path, options: a
     return [tool, "-i", str(source), "-o", str(target), "--fast", "--ml", "-d", "cpu", "-q"]
 
 
-def measured(line: list[str], env: dict[str, str]) -> tuple[float, float, str]:
-    """Seconds, peak GiB of the process and all its children, standard output."""
+def measured(line: list[str], env: dict[str, str]) -> tuple[dict[str, Any], str]:
+    """Seconds, CPU seconds and peak GiB of the process and all its children; standard output.
+
+    load_average (of the minute before) says whether the machine was doing something else: CPU seconds suffer less.
+    """
     import psutil
 
+    load = os.getloadavg()[0]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.time()
     child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     peak, stop = [0.0], threading.Event()
@@ -173,7 +179,10 @@ def measured(line: list[str], env: dict[str, str]) -> tuple[float, float, str]:
     watcher.join()
     if child.returncode:
         raise SystemExit(f"{line[0]} ended with {child.returncode}: {error.strip()[-2000:]}")
-    return seconds, peak[0], out
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    found = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "peak_gib": round(peak[0], 2)}
+    return {**found, "load_average": round(load, 1)}, out
 
 
 def prepare(options: argparse.Namespace) -> tuple[Path, Path]:
@@ -205,21 +214,22 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     weights = str(options.scratch / "weights")
     places = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "TOTALSEG_WEIGHTS_PATH")
     env = {**os.environ, **dict.fromkeys(places, weights), "TOTALSEG_HOME_DIR": str(home)}
-    seconds, peak, out = measured(command(options.contender, folder, source, target, options), env)
-    row: dict[str, Any] = {
-        "case": options.case, "size": [options.size, options.size, options.slices], "contender": options.contender,
-        "seconds": round(seconds, 1), "peak_gib": round(peak, 2),
-    }  # fmt: skip
+    found, out = measured(command(options.contender, folder, source, target, options), env)
+    size = [options.size, options.size, options.slices]
+    row: dict[str, Any] = {"case": options.case, "size": size, "contender": options.contender, **found}
     if options.contender == "slice3d":
-        found = json.loads(out.strip().splitlines()[-1])
-        first = found["runs"][0]
-        row["seconds"] = round(first["seconds"], 1)  # the process goes on with a second case
+        details = json.loads(out.strip().splitlines()[-1])
+        runs = details["runs"]
+        first = runs[0]
+        # the process goes on with a second case
+        row["seconds"], row["cpu_seconds"] = round(first["seconds"], 1), round(first["cpu_s"], 1)
         row["outside_network_share"] = round(1 - first["network"] / first["seconds"], 3)
-        if len(found["runs"]) > 1:
-            row["second_case_seconds"] = round(found["runs"][1]["seconds"], 1)
-            second = found["runs"][1]
+        if len(runs) > 1:
+            second = runs[1]
+            row["second_case_seconds"] = round(second["seconds"], 1)
+            row["second_case_cpu_seconds"] = round(second["cpu_s"], 1)
             row["second_case_outside_network_share"] = round(1 - second["network"] / second["seconds"], 3)
-        row["details"] = found
+        row["details"] = details
     elif options.contender == "nnunetv2":
         row["agreement_with_slice3d"] = _agreement(target, options)
     return row

@@ -26,12 +26,16 @@ def check_input(volumes: Sequence[Volume], package: ModelPackage, *, allow: bool
     _check_shape(volumes, package)
     findings: list[Finding] = []
     if package.non_commercial:
-        text = f"model {package.name!r} is licensed {package.licence!r}: its results must not be used commercially"
-        findings.append(Finding("licence-forbids-commercial-use", text, severity="info"))
+        findings.append(Finding("licence-forbids-commercial-use", licence_notice(package), severity="info"))
     complaints = [*_modality(volumes, package, findings), *_intensity(volumes, package)]
     if complaints and not allow:
         raise InputError(complaints[0].message)
     return (*findings, *complaints)
+
+
+def licence_notice(package: ModelPackage) -> str:
+    """What the user of a model for non-commercial use alone must know."""
+    return f"model {package.name!r} is licensed {package.licence!r}: its results must not be used commercially"
 
 
 def _check_shape(volumes: Sequence[Volume], package: ModelPackage) -> None:

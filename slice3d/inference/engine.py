@@ -6,6 +6,7 @@ no later tile touches are finished, reduced to labels at the study's resolution 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +32,8 @@ from slice3d.models.package import ModelPackage
 from slice3d.progress import Progress, silent
 from slice3d.volume import Segmentation, Volume, freeze
 
+log = logging.getLogger(__name__)
+
 
 class Engine:
     """A model loaded once and kept warm: call `predict` for as many studies as there are.
@@ -49,6 +52,8 @@ class Engine:
             raise InputError(
                 f"folds {list(folds)} asked for; model {package.name!r} has 0 to {len(package.weights) - 1}"
             )
+        if package.non_commercial:  # said before use, and once more in every result
+            log.warning("%s", checks.licence_notice(package))
         start = time.perf_counter()
         self.networks = Networks(package, folds, self.device, self.dtype)
         self.load_seconds = time.perf_counter() - start

@@ -83,7 +83,7 @@ class Networks:
         if not bool(torch.isfinite(scores).all()):
             raise ModelError(
                 f"model {self.package.name!r} gave NaN or infinite scores in {self.dtype}; "
-                "check the image for extreme values, or use --precision float32"
+                "check the image for extreme values, or calculate in float32 (InferenceSettings.precision)"
             )
         return scores.contiguous()
 

@@ -279,6 +279,8 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--memory", type=float, default=0.0, help="memory budget of slice3d in GiB (default: its own)")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--cts", type=int, default=3, help="parity: how many of the real CTs")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="parity: CPU threads")
     parser.add_argument("--once", action="store_true", help="no second case in the same process")
     parser.add_argument("--peer-python", help="interpreter of an environment with nnunetv2 and TotalSegmentator")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("SLICE3D_TEST_DATA", "../shared/data")))
@@ -301,9 +303,10 @@ def main() -> None:
     if options.part == "reference":
         parity.write_reference(options.peer_python, Path(__file__).parents[1] / "tests" / "inference" / "reference")
         return
-    rows = parity.run(options.peer_python, options.data, options.scratch, os.cpu_count() or 1)
-    if options.out:
-        merge(options.out, "parity", rows, ("model", "folds", "case"))
+    for row in parity.run(options.peer_python, options.data, options.scratch, options.threads, options.cts):
+        print(json.dumps(row), flush=True)
+        if options.out:
+            merge(options.out, "parity", [row], ("model", "folds", "case"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from tiny_nnunet import Plan, dataset_json, plans_json, results_folder, trained_
 
 CLASSES = 11
 ISOTROPIC: dict[str, Any] = {"spacing": (3.0, 3.0, 3.0), "patch": (48, 64, 64)}
-ANISOTROPIC: dict[str, Any] = {"spacing": (5.0, 1.5, 1.5), "patch": (16, 96, 96), "coarse_stages": 1}
+ANISOTROPIC: dict[str, Any] = {"spacing": (5.0, 1.5, 1.5), "patch": (16, 128, 128), "coarse_stages": 1}
 PLANS = {
     "plain-isotropic": Plan(**ISOTROPIC, features=(8, 16, 32), classes=CLASSES),
-    "plain-anisotropic": Plan(**ANISOTROPIC, features=(8, 16, 32), classes=CLASSES, mirror=(0, 1, 2)),
+    "plain-anisotropic": Plan(**ANISOTROPIC, features=(8, 16, 32), classes=CLASSES, mirror=(2,)),
     "residual-isotropic": Plan(
         **ISOTROPIC, features=(8, 16, 32), classes=CLASSES, kind="ResidualEncoderUNet", repeats=1, mirror=(1,)
     ),
@@ -68,11 +68,11 @@ def _ask(python: str, root: Path, jobs: list[dict[str, Any]], threads: int) -> N
 
 
 def cases(data: Path) -> dict[str, Path]:
-    """Real CTs: isotropic abdomen, upper abdomen of another orientation, a whole abdomen at 3 mm."""
+    """Real CTs: an abdomen at 3 mm (30 slices), another patient's at 1.5 mm, an upper abdomen of other orientation."""
     return {
+        "abdomen-3mm": data / "ct-torso/ts-example/ct_30slices.nii.gz",
         "abdomen-1.5mm": data / "ct-torso/labelled/s0009/ct.nii.gz",
         "upper-abdomen-0.9mm": data / "ct-torso/labelled/spl/ct.nii.gz",
-        "abdomen-3mm": data / "ct-torso/ts-example/ct.nii.gz",
     }
 
 
@@ -88,25 +88,25 @@ def trained_folder(root: Path, name: str, folds: int) -> Path:
     return trained_folder(root, name, folds)
 
 
-def run(python: str, data: Path, root: Path, threads: int) -> list[dict[str, Any]]:
-    """One row per model and CT: agreement in float32 and bfloat16 over all voxels and over what either labels."""
-    rows = []
-    for name in PLANS:
-        for folds in (1, 5):
-            if not sorted((root / f"{name}-{folds}").glob("*/*/plans.json")):
-                print(f"training {name}, {folds} fold(s)", flush=True)
-            folder = trained_folder(root, name, folds)
-            chosen = dict(list(cases(data).items())[: 3 if folds == 1 else 1])
-            targets = {case: root / f"{name}-{folds}-{case}.npy" for case in chosen}
-            todo = [[str(chosen[c]), str(t)] for c, t in targets.items() if not t.exists()]
+def run(python: str, data: Path, root: Path, threads: int, most: int) -> Iterator[dict[str, Any]]:
+    """One row per model and CT (the first `most` of them), as soon as it is known.
+
+    Agreement in float32 and bfloat16, over all voxels and over what either labels.
+    """
+    chosen = dict(list(cases(data).items())[:most])
+    for folds in (1, 5):
+        folders = {name: trained_folder(root, name, folds) for name in PLANS}
+        jobs = []
+        for name, folder in folders.items():
+            targets = [[str(chosen[c]), str(root / f"{name}-{folds}-{c}.npy")] for c in chosen]
+            todo = [pair for pair in targets if not Path(pair[1]).exists()]
             if todo:
-                start = time.perf_counter()
-                _ask(python, root, [{"folder": str(folder), "folds": folds, "cases": todo}], threads)
-                print(f"nnunetv2 on {name}, {folds} fold(s): {time.perf_counter() - start:.0f} s", flush=True)
-            rows += [_compare(name, folds, folder, case, chosen[case], targets[case], threads) for case in chosen]
-            for row in rows[-len(chosen) :]:
-                print(json.dumps(row), flush=True)
-    return rows
+                jobs.append({"folder": str(folder), "folds": folds, "cases": todo})
+        if jobs:
+            _ask(python, root, jobs, threads)
+        for name, folder in folders.items():
+            for case, source in chosen.items():
+                yield _compare(name, folds, folder, case, source, root / f"{name}-{folds}-{case}.npy", threads)
 
 
 def _compare(

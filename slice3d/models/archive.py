@@ -22,6 +22,9 @@ def unzip(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as packed:
             entries = packed.infolist()
+            if entries and min(entry.header_offset for entry in entries) > 0:
+                # checkpoints are zips themselves: of a cut-off archive the last whole one in it would be read
+                raise zipfile.BadZipFile("something lies before its first file")
             _check(entries)
             for entry in entries:
                 target = folder.joinpath(*PurePosixPath(entry.filename).parts)

@@ -32,7 +32,7 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         raise ModelError(_refused(path, error)) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError, IndexError) as error:
-        text = " ".join(str(error).split())[:120]
+        text = type(error).__name__ if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
         raise ModelError(
             f"{path.name} is not a readable PyTorch checkpoint ({text}); download or copy it again"
         ) from error

@@ -223,6 +223,17 @@ def test_truncated_zip_is_refused(tmp_path: Path, settings: AddSettings) -> None
     assert nothing_left(settings.folder or tmp_path)
 
 
+def test_truncated_zip_is_not_taken_for_the_checkpoint_inside_it(tmp_path: Path, settings: AddSettings) -> None:
+    """A stored checkpoint is a zip itself, and a reader that looks for an end finds that of the checkpoint."""
+    whole = zipped(nnunet_folder(tmp_path / "model"), tmp_path / "whole.zip").read_bytes()
+    for missing in (22, 400, 900):
+        archive = tmp_path / "cut.zip"
+        archive.write_bytes(whole[:-missing])
+        with pytest.raises(ModelError, match="complete zip"):
+            add(archive, settings=settings)
+    assert nothing_left(settings.folder or tmp_path)
+
+
 def test_damaged_zip_content_is_refused(tmp_path: Path, settings: AddSettings) -> None:
     data = bytearray(zipped(bundle_folder(tmp_path), tmp_path / "whole.zip").read_bytes())
     middle = data.find(b"models/model.pt") + 400

@@ -48,6 +48,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 jobs = json.loads(sys.argv[1])
 torch.set_num_threads(int(sys.argv[2]))
+if sys.argv[3] == "float32":
+    torch.half = torch.float32  # the predictor adds tiles up in this type
 for job in jobs:
     predictor = nnUNetPredictor(use_mirroring=True, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(job["folder"], tuple(range(job["folds"])), "checkpoint_final.pth")
@@ -58,11 +60,11 @@ for job in jobs:
 """
 
 
-def _ask(python: str, root: Path, jobs: list[dict[str, Any]], threads: int) -> None:
-    """Have nnU-Net's predictor label files."""
+def _ask(python: str, root: Path, jobs: list[dict[str, Any]], threads: int, sums: str = "float16") -> None:
+    """Have nnU-Net's predictor label files. sums: number format that it adds tiles up in; float16 is its own."""
     scratch = {n: str(root) for n in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     subprocess.run(
-        [python, "-W", "ignore", "-c", _PEER, json.dumps(jobs), str(threads)], check=True,
+        [python, "-W", "ignore", "-c", _PEER, json.dumps(jobs), str(threads), sums], check=True,
         env={**os.environ, **scratch}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -146,19 +148,21 @@ def write_reference(python: str, target: Path) -> None:
     volume = torso(TorsoPhantom(), grid=Grid((72, 60, 40), affine), noise_hu=0.0).volume
     target.mkdir(exist_ok=True)
     for name, (plan, folds) in SMALL.items():
-        states = trained_states(plan, folds=folds, iterations=ITERATIONS)
+        states = trained_states(plan, folds=folds, iterations=250)
         with tempfile.TemporaryDirectory() as scratch:
             root = Path(scratch)
             folder = results_folder(root, plan, states)
             nib.save(nib.Nifti1Image(volume.data, volume.grid.affine), root / "ct.nii.gz")
-            cases = [[str(root / "ct.nii.gz"), str(root / "labels.npy")]]
-            _ask(python, root, [{"folder": str(folder), "folds": folds, "cases": cases}], 1)
-            labels = np.load(root / "labels.npy").transpose(2, 1, 0)
+            labels = {}
+            for sums in ("float16", "float32"):
+                cases = [[str(root / "ct.nii.gz"), str(root / f"{sums}.npy")]]
+                _ask(python, root, [{"folder": str(folder), "folds": folds, "cases": cases}], 1, sums)
+                labels[f"labels_{sums}"] = np.load(root / f"{sums}.npy").transpose(2, 1, 0).astype(np.uint8)
         weights = {f"{n}/{key}": value.half().numpy() for n, state in enumerate(states) for key, value in state.items()}
         np.savez_compressed(
-            target / f"{name}.npz", image=volume.data, affine=volume.grid.affine, labels=labels.astype(np.uint8),
+            target / f"{name}.npz", image=volume.data, affine=volume.grid.affine, **labels,
             plans=json.dumps(plans_json(plan)), dataset=json.dumps(dataset_json(plan)),
             mirror=np.array(plan.mirror or (), int), **weights,
         )  # fmt: skip
-        found, count = np.unique(labels, return_counts=True)
+        found, count = np.unique(labels["labels_float32"], return_counts=True)
         print(name, dict(zip(found.tolist(), count.tolist(), strict=True)))

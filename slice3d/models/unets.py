@@ -96,6 +96,15 @@ class _Stack(nn.Module):
         return out
 
 
+class _AveragePool(nn.AvgPool3d):
+    """Average pooling; PyTorch has none in bfloat16 on the CPU, so it is done in float32 there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            return super().forward(x.float()).to(x.dtype)
+        return super().forward(x)
+
+
 class _Residual(nn.Module):
     """Two convolutions beside a shortcut that averages and projects where sizes differ (ResNet-D, He et al. 2019)."""
 
@@ -107,7 +116,7 @@ class _Residual(nn.Module):
         self.nonlin2 = style.activation()
         steps: list[nn.Module] = []
         if any(s != 1 for s in stride):
-            steps.append(nn.AvgPool3d(stride, stride))
+            steps.append(_AveragePool(stride, stride))
         if inputs != outputs:
             steps.append(_Convolution(style, inputs, outputs, one, one, bias=False, act=False))
         self.skip = nn.Sequential(*steps)

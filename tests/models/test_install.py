@@ -66,6 +66,16 @@ def test_nnunet_zip_becomes_a_package_that_runs(tmp_path: Path, settings: AddSet
     assert any(f.code == "licence-forbids-commercial-use" for f in result.findings)
 
 
+@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_networks_run_in_bfloat16_on_the_cpu(tmp_path: Path, settings: AddSettings, kind: str) -> None:
+    package = add(nnunet_folder(tmp_path, kind=kind), settings=settings)
+    volume = oblique_volume()
+    exact, half = (
+        predict(volume, package, settings=replace(FLOAT32, precision=p)).labels for p in ("float32", "bfloat16")
+    )
+    assert (exact == half).mean() > 0.9
+
+
 def test_converted_weights_are_the_checkpoint_s(tmp_path: Path, settings: AddSettings) -> None:
     root = nnunet_folder(tmp_path / "model")
     package = add(root, settings=settings)

@@ -135,7 +135,7 @@ def _row(
     counts = overlap.count(a, b)
     ml = grid.voxel_volume_mm3 / 1000.0
     measured = distance.crop_distances(a, b, grid, settings.name, threads=threads)
-    width = settings.boundary_mm or tolerance_mm
+    width = settings.boundary_mm or tolerance_mm or min(grid.spacing_mm)
     change = counts.prediction - counts.reference
     row: dict[str, Any] = {
         "status": counts.status,
@@ -155,6 +155,6 @@ def _row(
     row["assd_mm"] = distance.assd_mm(measured)
     row["masd_mm"] = distance.masd_mm(measured)
     row["nsd"] = distance.nsd(measured, tolerance_mm=tolerance_mm)
-    row["boundary_iou"] = overlap.band_counts(a, b, grid, width).jaccard if width > 0 else math.nan
+    row["boundary_iou"] = overlap.band_counts(a, b, grid, width).jaccard
     row["tolerance_mm"] = tolerance_mm
     return row

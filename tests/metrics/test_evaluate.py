@@ -38,6 +38,8 @@ def test_equal_masks_are_perfect():
         assert row[name] == 1
     for name in ("hd_mm", "hd95_mm", "assd_mm", "masd_mm", "volume_difference_ml"):
         assert row[name] == pytest.approx(0, abs=1e-6)
+    strict = slice3d.evaluate(segmentation(BLOB, EMPTY), segmentation(BLOB, EMPTY), tolerance_mm=0).loc["liver"]
+    assert (strict["nsd"], strict["boundary_iou"]) == (1, 1)
     assert row["volume_ml"] == pytest.approx(BLOB.sum() * 0.7 * 1.3 * 4.0 / 1000)
 
 

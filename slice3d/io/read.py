@@ -147,8 +147,10 @@ def _index(series: str | None) -> int | None:
 def _existing(path: str | Path) -> Path:
     path = Path(path)
     try:
-        if path.exists():
+        if path.is_dir() or path.is_file():
             return path
+        if path.exists():  # a pipe or a device would block or never end
+            raise InputError(f"{path.name} is no ordinary file; expected a study folder, file or .zip; save it first")
     except OSError as error:  # a name too long, a folder that may not be entered
         raise InputError(
             f"{path.name[:60]} cannot be reached: {error.strerror}; expected a study folder, file or .zip"

@@ -15,6 +15,7 @@ from pathlib import Path
 from slice3d.errors import InputError
 from slice3d.findings import Finding
 from slice3d.io.dicom.header import Header, looks_like_dicom, read_header
+from slice3d.io.dicom.quick import check_deflated
 from slice3d.io.files import FileRef, check_zip, quiet, read_member
 from slice3d.progress import Progress, silent
 
@@ -53,7 +54,8 @@ def _discover(path: Path, progress: Progress) -> Found:
     try:
         if path.is_dir():
             return _read_folder(path, progress)
-        if zipfile.is_zipfile(path):
+        # an archive at the end of a DICOM file (a document within it) does not make it one
+        if not _has_preamble(path) and zipfile.is_zipfile(path):
             return _read_zip(path, progress)
         if path.name.upper() == "DICOMDIR" or _is_dicomdir(path):
             return _read_dicomdir(path, progress)
@@ -188,6 +190,12 @@ def _zip_header(archive: zipfile.ZipFile, file: FileRef) -> Header | InputError 
         return InputError(f"{file.name} in the .zip cannot be read ({type(error).__name__}); pack the study again")
 
 
+def _has_preamble(path: Path) -> bool:
+    with path.open("rb") as stream:
+        start = stream.read(132)
+    return start[128:] == b"DICM" and not start.startswith(b"PK")
+
+
 def _is_dicomdir(path: Path) -> bool:
     with path.open("rb") as stream:
         start = stream.read(1024)
@@ -198,6 +206,8 @@ def _read_dicomdir(path: Path, progress: Progress) -> Found:
     import pydicom
 
     root = path.parent.resolve()
+    with path.open("rb") as stream:
+        check_deflated(stream, path.stat().st_size, path.name)
     try:
         records = list(pydicom.dcmread(path).DirectoryRecordSequence)
     except Exception as error:  # pydicom raises whatever the damaged bytes lead it into

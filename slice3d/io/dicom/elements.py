@@ -41,10 +41,11 @@ def vr_of(tag: int) -> str:
 class Elements:
     """One level of a data set. Every method answers with its default where an element is absent or unreadable."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, *, order: str = "") -> None:
+        """order: `<` or `>` of an item, which does not know it itself."""
         self.dataset = dataset
         self._table = {int(tag): element for tag, element in dataset.items()} if dataset is not None else {}
-        self._order = "<" if dataset is None or dataset.is_little_endian in (True, None) else ">"
+        self.order = order or ("<" if dataset is None or dataset.is_little_endian in (True, None) else ">")
 
     def __contains__(self, keyword: str) -> bool:
         return tag_of(keyword) in self._table
@@ -129,7 +130,7 @@ class Elements:
     def item_at(self, tag: int) -> Elements | None:
         """The first item of the sequence at a tag."""
         items = self.items_at(tag)
-        return Elements(items[0]) if items else None
+        return Elements(items[0], order=self.order) if items else None
 
     def items_at(self, tag: int) -> list[Any]:
         """The data sets in the sequence at a tag."""
@@ -156,7 +157,7 @@ class Elements:
         if vr in (None, "UN"):
             vr = known_vr or vr_of(tag)
         if vr in _BINARY:
-            size = struct.calcsize(self._order + _BINARY[vr])
+            size = struct.calcsize(self.order + _BINARY[vr])
             count = min(len(value) // size, _MANY)
-            return list(struct.unpack(self._order + _BINARY[vr] * count, value[: count * size]))
+            return list(struct.unpack(self.order + _BINARY[vr] * count, value[: count * size]))
         return [part.strip(b" \0") for part in value[: 16 * _MANY].split(b"\\")]

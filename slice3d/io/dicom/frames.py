@@ -46,7 +46,10 @@ def frames_of(found: Elements, header: Header) -> list[Frame]:
                 "expected the same number; export it again"
             )
         shared = found.item("SharedFunctionalGroupsSequence")
-        return [_functional(index, Elements(groups), shared, found) for index, groups in enumerate(per_frame)]
+        return [
+            _functional(index, Elements(groups, order=found.order), shared, found)
+            for index, groups in enumerate(per_frame)
+        ]
     plain = _plain(found)
     if header.number_of_frames == 1:
         return [plain]

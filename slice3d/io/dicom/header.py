@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from slice3d.errors import InputError
 from slice3d.io.dicom.elements import Elements
-from slice3d.io.dicom.quick import read_quick
+from slice3d.io.dicom.quick import check_deflated, read_quick
 from slice3d.io.files import FileRef
 
 MAX_SIDE = 65535
@@ -156,6 +156,8 @@ def read_header(file: FileRef, stream: BinaryIO, *, size: int) -> Header | None:
             stream.seek(offset)
             header = _interpret(dataset, file, stream, size)
         else:
+            stream.seek(0)
+            check_deflated(stream, size, file.name)
             stream.seek(0)
             full = pydicom.dcmread(stream, stop_before_pixels=True, force=start[128:132] != b"DICM")
             header = _interpret(full, file, stream, size)
@@ -314,7 +316,11 @@ def _modality_lut(found: Elements) -> tuple[int, Any] | None:
         return None
     import numpy as np
 
+    first = int(descriptor[1])
+    # implicit files do not say whether it is US or SS: that depends on the pixels (C.11.1.1.1)
+    if first > 32767 and found.integer("PixelRepresentation", 0) == 1:
+        first -= 65536
     data = item.dataset.LUTData
-    table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
+    table = np.frombuffer(data, f"{item.order}u2") if isinstance(data, bytes) else np.asarray(data)
     table = table.astype(np.float32)
-    return (int(descriptor[1]), table) if table.size else None
+    return (first, table) if table.size else None

@@ -7,20 +7,25 @@ damaged is left to pydicom, so there is one judge of what is wrong with a file.
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import ItemsView
 from typing import Any, BinaryIO, NamedTuple
 
+from slice3d.errors import InputError
 from slice3d.io.dicom.elements import vr_of
+from slice3d.io.files import MAX_EXPANSION
 
 _LONG = frozenset(b"OB OW OF OD OL OV SQ UC UR UT UN SV UV".split())
 _SHORT = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _PER_FRAME = 0x52009230
 _IMPLICIT = b"1.2.840.10008.1.2"
-_NOT_LITTLE = frozenset({b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99"})
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_NOT_LITTLE = frozenset({b"1.2.840.10008.1.2.2", _DEFLATED})
 _UNDEFINED = 0xFFFFFFFF
 _MOST_BYTES = 4 * 2**20
 _BLOCK = 32 * 1024
+_MOST_INFLATED = 256 * 2**20
 
 
 class Raw(NamedTuple):
@@ -139,6 +144,50 @@ def read_quick(stream: BinaryIO) -> tuple[QuickDataset, int] | None:
         return None
 
 
+def check_deflated(stream: BinaryIO, size: int, name: str) -> None:
+    """Refuse a deflated file (PS3.5 A.5) that would unpack to more than a study holds, before pydicom unpacks it all.
+
+    size: of the file. Raises `InputError`.
+    """
+    reader = _Reader(stream)
+    try:
+        start, syntax = _meta_end(reader)
+    except (_UnusualError, struct.error):
+        if _DEFLATED in reader.data:
+            raise InputError(f"{name} is deflated behind a damaged preamble; export it again") from None
+        return
+    if syntax != _DEFLATED:
+        return
+    stream.seek(start)
+    most, found = max(_MOST_INFLATED, MAX_EXPANSION * size), 0
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    data = stream.read(_BLOCK)
+    while data and not inflate.eof:
+        found += len(inflate.decompress(data, 2**20))
+        if found > most:
+            raise InputError(
+                f"{name} unpacks to more than {most / 2**20:.0f} MiB from {size / 2**20:.1f} MiB; expected a study; "
+                "export it without deflating"
+            )
+        data = inflate.unconsumed_tail or stream.read(_BLOCK)
+
+
+def _meta_end(reader: _Reader) -> tuple[int, bytes]:
+    """Where group 2 ends, and the transfer syntax in it."""
+    reader.reach(132)
+    position, syntax = 132 if reader.data[128:132] == b"DICM" else 0, b""
+    while not reader.at_end(position):
+        reader.reach(position + 2)
+        if reader.data[position : position + 2] != b"\x02\x00":
+            break
+        tag, _, start, length = reader.element(position)
+        position = start + length
+        reader.reach(position)
+        if tag == 0x00020010:
+            syntax = reader.data[start:position].strip(b"\0 ")
+    return position, syntax
+
+
 def _read(reader: _Reader) -> tuple[QuickDataset, int]:
     meta: dict[int, Raw] = {}
     table: dict[int, Raw] = {}
@@ -158,6 +207,9 @@ def _read(reader: _Reader) -> tuple[QuickDataset, int]:
             break
         # elements out of order, or frames each with their own geometry
         if tag <= last or tag == _PER_FRAME or tag >> 16 > 0x7FE0:
+            raise _UnusualError
+        # a sequence that passed through an archive which did not know it is implicit within (PS3.5 6.2.2)
+        if vr == "UN" and vr_of(tag) == "SQ":
             raise _UnusualError
         last = tag
         if length == _UNDEFINED:

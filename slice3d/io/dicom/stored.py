@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import threading
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ NATIVE = frozenset({IMPLICIT, "1.2.840.10008.1.2.1", BIG_ENDIAN, GE_PRIVATE})
 # what a compressed file may promise unseen: this much, or this many times its own size
 MAX_UNCHECKED_BYTES = 256 * 2**20
 MAX_COMPRESSION = 1000
+_UNDEFINED = 0xFFFFFFFF
+_KEPT_MEMBERS = 4
 
 
 def check_size(planes: Sequence[Plane]) -> None:
@@ -59,11 +62,20 @@ class Frames:
         self._opener = opener
         self._cut: dict[int, list[bytes]] = {}
         self._unpacked: dict[int, bytes] = {}
+        self._members: dict[int, bytes] = {}
         self._lock = threading.Lock()
 
     def open(self, header: Header) -> BinaryIO:
-        """The file of a header."""
-        return self._opener.open(header.file)
+        """The file of a header. A member of a .zip with many frames stays unpacked, else each would unpack all."""
+        if not header.file.member or header.number_of_frames == 1:
+            return self._opener.open(header.file)
+        with self._lock:
+            if id(header) not in self._members:
+                if len(self._members) >= _KEPT_MEMBERS:
+                    del self._members[next(iter(self._members))]
+                with self._opener.open(header.file) as stream:
+                    self._members[id(header)] = stream.read()
+            return io.BytesIO(self._members[id(header)])
 
     def encapsulated(self, plane: Plane) -> Data:
         """The compressed bytes of one frame."""
@@ -93,11 +105,11 @@ class Frames:
     def _inflate(self, header: Header) -> bytes:
         import pydicom
 
-        with self.open(header) as stream:
+        with self._opener.open(header.file) as stream:
             return bytes(pydicom.dcmread(stream).get("PixelData", b""))
 
     def _load(self, header: Header) -> memoryview:
-        with self.open(header) as stream:
+        with self._opener.open(header.file) as stream:
             stream.seek(header.pixel_offset)
             data = stream.read()
         return memoryview(data)[12 if data[4:6].isalpha() else 8 :]
@@ -144,22 +156,48 @@ def _read_native(plane: Plane, frames: Frames, target: NDArray[Any] | None) -> N
     header = plane.header
     dtype = stored_dtype(header)
     count = header.rows * header.columns
+    big = header.transfer_syntax == BIG_ENDIAN
+    begin, size = plane.frame.index * count * dtype.itemsize, count * dtype.itemsize
     with frames.open(header) as stream:
         stream.seek(header.pixel_offset)
         start = stream.read(12)
         explicit = start[4:6] in (b"OW", b"OB", b"UN", b"OF", b"OD")
-        stream.seek(header.pixel_offset + (12 if explicit else 8) + plane.frame.index * count * dtype.itemsize)
+        (length,) = struct.unpack_from(">I" if big else "<I", start, 8 if explicit else 4)
+        if length == _UNDEFINED:
+            raise InputError(
+                f"{header.file.name} holds wrapped pixels where its transfer syntax says plain ones; expected either; "
+                "export it again"
+            )
+        # what follows the element are no pixels, even when there is enough of it
+        if length < begin + size:
+            raise InputError(
+                f"{header.file.name} is truncated: {length} bytes of pixels, expected at least {begin + size}; copy it "
+                "again"
+            )
+        place = header.pixel_offset + (12 if explicit else 8)
         out: Any = target if target is not None else np.empty((header.rows, header.columns), dtype=dtype)
-        reader: Any = stream
-        got = reader.readinto(memoryview(out).cast("B"))
-    if got != count * dtype.itemsize:
-        raise InputError(
-            f"{header.file.name} is truncated: {got} of {count * dtype.itemsize} bytes of pixels; copy it again"
-        )
-    if header.transfer_syntax in (BIG_ENDIAN, GE_PRIVATE):
+        if big and dtype.itemsize == 1 and start[4:6] == b"OW":
+            got = _read_swapped(stream, place, begin, out)
+        else:
+            stream.seek(place + begin)
+            reader: Any = stream
+            got = reader.readinto(memoryview(out).cast("B"))
+    if got != size:
+        raise InputError(f"{header.file.name} is truncated: {got} of {size} bytes of pixels; copy it again")
+    if big or header.transfer_syntax == GE_PRIVATE:
         out.byteswap(inplace=True)
     filled: NDArray[Any] = out
     return filled
+
+
+def _read_swapped(stream: BinaryIO, place: int, begin: int, out: NDArray[Any]) -> int:
+    """Fill `out` with bytes that lie in 16-bit words, the second of each pair first (PS3.5 D.1)."""
+    skip = begin % 2
+    stream.seek(place + begin - skip)
+    words = np.frombuffer(stream.read((out.size + skip + 1) // 2 * 2), np.uint8)
+    values = words[: len(words) // 2 * 2].reshape(-1, 2)[:, ::-1].ravel()[skip : skip + out.size]
+    out.reshape(-1)[: len(values)] = values.view(out.dtype)
+    return len(values)
 
 
 def _read_deflated(plane: Plane, frames: Frames) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from slice3d.training.cases import LABELLED, MAPS, UNLABELLED
 from slice3d.training.export import CardFacts
 from slice3d.training.structures import GROUPS
 
-VERSION = "0.2.0"
+VERSION = "0.3.0"
 
 
 def training_facts(held_out: Sequence[str]) -> dict[str, Any]:

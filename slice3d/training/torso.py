@@ -28,12 +28,12 @@ ORDER = ("s0011", "s0001", "s0004", "s0006", "s0011", "s0004", "s0001", "s0011",
 class Recipe:
     """How much of everything: the defaults are what the shipped weights were made with (see docs/models.md)."""
 
-    synthetic: int = 125
+    synthetic: int = 119
     phantoms: int = 48
     coarse_steps: int = 1300
     coarse_schedule: int = 1800
     fine_steps: int = 1050
-    final_steps: int = 6000
+    final_steps: int = 4200
     held_out: tuple[str, ...] = HELD_OUT
     workers: int = 1
     threads: int = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import tracemalloc
 import zipfile
 import zlib
 
@@ -13,6 +14,7 @@ import pydicom
 import pytest
 from pydicom import uid
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 
 import slice3d
@@ -136,7 +138,7 @@ def test_real_world_values_of_big_endian_files(tmp_path):
 
 
 @pytest.mark.parametrize("rle", [False, True])
-def test_frames_in_an_archive_are_unpacked_once(tmp_path, monkeypatch, rle):
+def test_frames_in_an_archive_are_not_unpacked_for_each(tmp_path, monkeypatch, rle):
     dataset = enhanced(DATA, AFFINE)
     if rle:
         dataset.compress(uid.RLELossless)
@@ -147,7 +149,24 @@ def test_frames_in_an_archive_are_unpacked_once(tmp_path, monkeypatch, rle):
     read = files.read_member
     monkeypatch.setattr(files, "read_member", lambda archive, name: unpacked.append(name) or read(archive, name))
     np.testing.assert_array_equal(slice3d.load(tmp_path / "frames.zip").data, DATA)
-    assert len(unpacked) == 1
+    assert len(unpacked) == 1 + rle
+
+
+def test_frames_are_not_all_held_compressed(tmp_path):
+    """Each of the frames is read when it is wanted, in any order, and as one that is cut into pieces."""
+    data = np.random.default_rng(0).integers(-1000, 1000, (256, 256, 40)).astype(np.int16)
+    dataset = enhanced(data, AFFINE)
+    dataset.compress(uid.RLELossless)
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=40))
+    folder = write([dataset], tmp_path / "whole")
+    tracemalloc.start()
+    loaded = slice3d.load(folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(loaded.data, data)
+    assert peak < 1.3 * data.nbytes + 3e6
+    dataset.PixelData = encapsulate(frames, fragments_per_frame=2)
+    np.testing.assert_array_equal(slice3d.load(write([dataset], tmp_path / "pieces")).data, data)
 
 
 def deflated(pixels):

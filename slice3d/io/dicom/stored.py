@@ -60,6 +60,7 @@ class Frames:
 
     def __init__(self, opener: Opener) -> None:
         self._opener = opener
+        self._places: dict[int, list[tuple[int, int]]] = {}
         self._cut: dict[int, list[bytes]] = {}
         self._unpacked: dict[int, bytes] = {}
         self._members: dict[int, bytes] = {}
@@ -83,6 +84,15 @@ class Frames:
         if header.number_of_frames == 1:
             return _joined(_fragments(self._load(header), header.file.name))
         with self._lock:
+            if id(header) not in self._places:
+                self._places[id(header)] = self._find(header)
+        places = self._places[id(header)]
+        if len(places) == header.number_of_frames:
+            start, length = places[plane.frame.index]
+            with self.open(header) as stream:
+                stream.seek(start)
+                return stream.read(length)
+        with self._lock:
             if id(header) not in self._cut:
                 self._cut[id(header)] = self._frames(header)
         frames = self._cut[id(header)]
@@ -92,6 +102,23 @@ class Frames:
                 "missing; copy it again"
             )
         return frames[plane.frame.index]
+
+    def _find(self, header: Header) -> list[tuple[int, int]]:
+        """Where the fragments of a file lie and how long they are; empty when one is cut off."""
+        places: list[tuple[int, int]] = []
+        with self._opener.open(header.file) as stream:
+            stream.seek(header.pixel_offset + 4)
+            position = header.pixel_offset + (12 if stream.read(2).isalpha() else 8)
+            while True:
+                stream.seek(position)
+                item = stream.read(8)
+                if len(item) < 8 or item[:4] != b"\xfe\xff\x00\xe0":
+                    break
+                (length,) = struct.unpack_from("<I", item, 4)
+                places.append((position + 8, length))
+                position += 8 + length
+        # the first item is the table of offsets
+        return [] if position > header.file_size else places[1:]
 
     def deflated(self, header: Header) -> bytes:
         """The pixels of a deflated file, which can only be unpacked whole; kept while it has more frames."""

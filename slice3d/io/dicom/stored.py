@@ -104,12 +104,12 @@ class Frames:
         return frames[plane.frame.index]
 
     def _find(self, header: Header) -> list[tuple[int, int]]:
-        """Where the fragments of a file lie and how long they are; empty when one is cut off."""
+        """Where the fragments of a file lie and how long they are; not one per frame when frames are in pieces."""
         places: list[tuple[int, int]] = []
         with self._opener.open(header.file) as stream:
             stream.seek(header.pixel_offset + 4)
             position = header.pixel_offset + (12 if stream.read(2).isalpha() else 8)
-            while True:
+            while len(places) <= header.number_of_frames + 1:
                 stream.seek(position)
                 item = stream.read(8)
                 if len(item) < 8 or item[:4] != b"\xfe\xff\x00\xe0":

@@ -1,6 +1,6 @@
 """Cohorts: throughput and scaling over workers, overhead against a plain loop, faults, and memory over many cases.
 
-    python benchmarks/cohort.py [--quick] [--part scaling|faults|soak] [--out benchmarks/results/cohort.json]
+    python benchmarks/cohort.py [--quick] [--studies N] [--part scaling|faults|soak] [--out benchmarks/results/cohort.json]
 
 Each case is a generated DICOM study of 16 slices with a known answer. It goes through the real pipeline (load, network,
 surface, measures, files, preview) with a package so small that the network takes milliseconds: what is measured is the
@@ -127,6 +127,7 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few studies")
+    parser.add_argument("--studies", type=int, default=200, help="studies of scaling and faults; default 200")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may be repeated")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cohort.json")
     options = parser.parse_args()
@@ -134,7 +135,7 @@ def main() -> None:
     from tests.cohort.faults import fault_run
     from tests.cohort.real import install_model
 
-    count = 12 if options.quick else 200
+    count = 12 if options.quick else options.studies
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.part and options.out.exists() else {}
     for part in options.part or PARTS:
         load = os.getloadavg()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import threading
 import time
 from pathlib import Path
@@ -120,6 +121,30 @@ def test_cycles_are_freed_after_each_case() -> None:
         gc.unfreeze()
         if enabled:
             gc.enable()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such arenas")
+def test_freed_memory_goes_back_to_the_system_after_each_case() -> None:
+    import subprocess
+    import sys
+
+    # 64 MiB in blocks too small to be mapped one by one, all freed but a few at the ends: the heap cannot shrink by itself
+    code = (
+        "import gc, psutil; from slice3d.cohort.work import Process\n"
+        "def held(): return psutil.Process().memory_info().rss / 2**20\n"
+        "process = Process(); process.tidy(); start = held()\n"
+        "for _ in range(3):\n"
+        "    blocks = [bytes([1]) * 8192 for _ in range(8192)]; kept = blocks[-1]; full = held() - start\n"
+        "    del blocks; gc.collect(); before = held() - start; process.tidy(); print(full, before, held() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        full, before, after = map(float, line.split())
+        assert full > 60
+        assert before > 30  # else this test would show nothing
+        assert after < 8
+    assert len(done.stdout.splitlines()) == 3
 
 
 def test_without_gpus_the_kernel_limits_memory(tmp_path: Path) -> None:

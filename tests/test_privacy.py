@@ -20,6 +20,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from slice3d.io.dicom.deidentify import Deidentifier
+
 ROOT = Path(__file__).parents[1]
 NAME, DATE, NUMBER, UID = "Zqxdoe", "19540817", "424242424", "1.2.826.0.1.777.4242"
 MARKS = (b"zqxdoe", DATE.encode(), b"1954-08-17", NUMBER.encode(), UID.encode())
@@ -180,9 +182,16 @@ def _run(*arguments: object, temporary: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(call, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
+def _referenced(dataset: Any) -> set[str]:
+    """UIDs of the images that a SEG or encapsulated STL was made from, at any depth."""
+    return {str(item.value) for item in dataset.iterall() if item.keyword == "ReferencedSOPInstanceUID"}
+
+
 def test_segment_leaks_nothing(study: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
-    options = ("--organ", "liver", "--dicom-seg", "--dicom-stl", "--deidentify")
+    key = tmp_path / "key"
+    key.write_bytes(b"a secret of at least this length, and more")
+    options = ("--organ", "liver", "--dicom-seg", "--dicom-stl", "--deidentify", "--key", key)
     done = _run("segment", study, *options, "--out", tmp_path / "out", temporary=tmp_path / "tmp")
     assert done.returncode == 0, done.stderr[-2000:]
     (tmp_path / "printed.txt").write_text(done.stdout + done.stderr)
@@ -192,6 +201,10 @@ def test_segment_leaks_nothing(study: Path, tmp_path: Path) -> None:
     for keyword in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
         assert len({str(dataset.get(keyword)) for dataset in made}) == 1
     assert all(dataset.PatientIdentityRemoved == "YES" for dataset in made)
+    # both refer to the images as `slice3d deidentify` with the same key calls them
+    worker = Deidentifier(key.read_bytes())
+    images = {worker.uid(str(pydicom.dcmread(path).SOPInstanceUID)) for path in study.iterdir()}
+    assert [_referenced(dataset) for dataset in made] == [images, images]
 
 
 def test_batch_leaks_nothing_also_when_it_fails(study: Path, tmp_path: Path) -> None:

@@ -145,3 +145,17 @@ def test_text_in_pixels_is_warned_of(study: Path, tmp_path: Path) -> None:
     dataset.save_as(tmp_path / "us.dcm")
     (finding,) = deidentify(tmp_path / "us.dcm", tmp_path / "out")
     assert finding.code == "burned-in-text"
+
+
+def test_an_item_in_two_sequences_is_replaced_once(study: Path) -> None:
+    dataset: Any = pydicom.dcmread(next(study.iterdir()))
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+    series = Dataset()
+    series.ReferencedInstanceSequence = Sequence([item])
+    dataset.ReferencedSeriesSequence, dataset.SourceImageSequence = Sequence([series]), Sequence([item])
+    result = Deidentifier(b"k" * 32).dataset(dataset)
+    inner = result.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0]
+    assert inner.ReferencedSOPInstanceUID == result.SOPInstanceUID
+    assert result.SourceImageSequence[0].ReferencedSOPInstanceUID == result.SOPInstanceUID
+    assert item.ReferencedSOPInstanceUID == dataset.SOPInstanceUID != result.SOPInstanceUID

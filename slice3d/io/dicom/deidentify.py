@@ -118,7 +118,7 @@ class Deidentifier:
         head = _shows_head(dataset)
         keep = {_ENCAPSULATED_DOCUMENT} if str(dataset.get("SOPClassUID", "")) in _MESH_STORAGE else set()
         result = copy.deepcopy(dataset)
-        self._apply(result, keep)
+        self._apply(result, keep, {})
         result.PatientName = result.PatientID = self.pseudonym(patient)
         _declare(result, head)
         meta = FileMetaDataset()
@@ -132,9 +132,12 @@ class Deidentifier:
     def _digest(self, what: str, value: str) -> bytes:
         return hmac.new(self.key, f"{what}\0{value}".encode(), hashlib.sha256).digest()
 
-    def _apply(self, dataset: Any, keep: set[int]) -> None:
+    def _apply(self, dataset: Any, keep: set[int], done: dict[int, Any]) -> None:
         from pydicom.datadict import dictionary_has_tag, repeater_has_tag
 
+        if id(dataset) in done:  # in memory one item may stand in two sequences: its UIDs are replaced once
+            return
+        done[id(dataset)] = dataset
         for tag in list(dataset.keys()):
             number = int(tag)
             if number in keep:
@@ -150,7 +153,7 @@ class Deidentifier:
             element = dataset[tag]
             if element.VR == "SQ" and action in (None, "references"):
                 for item in element.value:
-                    self._apply(item, keep)
+                    self._apply(item, keep, done)
             elif action is not None:
                 self._replace(element, action)
 

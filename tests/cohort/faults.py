@@ -7,6 +7,7 @@ form.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,14 +128,18 @@ def small_disk(folder: Path, mib: int) -> Iterator[bool]:
             subprocess.run(["umount", "--lazy", str(folder)], check=True, capture_output=True)
 
 
-def fill(folder: Path, seconds: float) -> None:
-    """Leave not one byte on the disk of `folder` for a while."""
-    ballast = folder / "ballast"
-    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"\0" * 65536)
+def fill(folder: Path, seconds: float) -> bool:
+    """Leave not one byte on the disk of `folder` for a while; whether the system then said that it is full."""
+    ballast, full = folder / "ballast", False
+    try:
+        with ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"\0" * 65536)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
     time.sleep(seconds)
-    ballast.unlink()
+    ballast.unlink(missing_ok=True)
+    return full
 
 
 @contextlib.contextmanager
@@ -142,7 +147,7 @@ def _saboteur(cluster: Cluster, out: Path, deeds: list[str], total: int) -> Iter
     """Does the deeds evenly over the course of the work, at random moments."""
     choice, stop, done = random.Random(2), threading.Event(), Counter[str]()
     choice.shuffle(deeds)
-    acts = {
+    acts: dict[str, Callable[[], bool | None]] = {
         "worker": lambda: cluster.kill_worker(choice),
         "scheduler": cluster.kill_scheduler,
         "disk": lambda: fill(out.parent, 3.0),
@@ -158,8 +163,7 @@ def _saboteur(cluster: Cluster, out: Path, deeds: list[str], total: int) -> Iter
                     return
             if stop.wait(choice.uniform(0.0, 0.5)):
                 return
-            acts[deed]()
-            done[deed] += 1
+            done[deed] += acts[deed]() is not False
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()

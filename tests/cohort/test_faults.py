@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cohort.faults import fault_run
+from tests.cohort.faults import fault_run, small_disk
 from tests.cohort.real import install_model
 
 
@@ -16,6 +16,8 @@ def test_nothing_is_lost_when_workers_and_the_scheduler_die_and_the_disk_is_full
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     install_model(tmp_path / "cache")
     outcome = fault_run(tmp_path, studies=16, kills=2, restarts=1, corrupt=3)
+    with small_disk(tmp_path / "probe", 1) as mountable:
+        assert outcome.disk_full == mountable
     assert (outcome.worker_kills, outcome.scheduler_restarts) == (2, 1)
     assert (outcome.complete, outcome.failed) == (13, 3)
     assert (outcome.without_reason, outcome.leftovers) == (0, ())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from slice3d.cli import console
-from slice3d.cli.values import pseudonyms
+from slice3d.cli.values import listed, pseudonyms
 
 
 def batch(
@@ -45,7 +45,7 @@ def batch(
     from slice3d.cohort import CohortSettings, run_cohort
     from slice3d.pipeline import RunSettings
 
-    organs = tuple(part.strip() for entry in organ for part in entry.split(",") if part.strip())
+    organs = listed(organ)
     execution = CohortSettings(
         workers=workers, scheduler=scheduler, memory_gib=memory, timeout_s=timeout, retries=retries,
         retry_failed=retry_failed, linkage=linkage,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slice3d.cli import console
+from slice3d.cli.values import listed
 
 if TYPE_CHECKING:
     from slice3d.mesh import Mesh
@@ -82,7 +83,7 @@ def wanted_of(known: tuple[str, ...], asked: list[str]) -> list[str] | None:
 
     if not asked:
         return None
-    names = [_name(known, part.strip()) for entry in asked for part in entry.split(",") if part.strip()]
+    names = [_name(known, part) for part in listed(asked)]
     if not names:
         raise InputError("--structure names nothing; expected for example --structure liver, or leave it out for all")
     return names

@@ -10,7 +10,7 @@ import typer
 from slice3d.cli import console
 from slice3d.cli import plan as planning
 from slice3d.cli.complete import models, organs
-from slice3d.cli.values import OnIrregular, gib, local_study, millimetres, pseudonyms
+from slice3d.cli.values import OnIrregular, gib, listed, local_study, millimetres, pseudonyms
 
 if TYPE_CHECKING:
     from slice3d.pipeline import RunResult
@@ -61,7 +61,7 @@ def segment(
     from slice3d.pipeline import RunSettings, run
 
     settings = RunSettings(
-        organs=tuple(part.strip() for entry in organ for part in entry.split(",") if part.strip()),
+        organs=listed(organ),
         model=model,
         series=series,
         inference=InferenceSettings(device=device, memory_gib=gib(memory)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +27,11 @@ def gib(text: str | None) -> float | None:
     if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
         raise InputError(f"--memory is {text!r}; expected a size such as 8GiB or 500MB")
     return float(match[1]) * _UNITS[match[2].upper()]
+
+
+def listed(entries: Iterable[str]) -> tuple[str, ...]:
+    """`["liver, spleen", "aorta"]` → `("liver", "spleen", "aorta")`: an option given twice, or separated by commas."""
+    return tuple(part.strip() for entry in entries for part in entry.split(",") if part.strip())
 
 
 def millimetres(text: str | None) -> tuple[float, float, float] | None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from slice3d.cli import console
+from slice3d.cli.values import listed
 
 
 def watch(
@@ -28,7 +29,7 @@ def watch(
     from slice3d.cohort import watch as watch_folder
     from slice3d.pipeline import RunSettings
 
-    organs = tuple(part.strip() for entry in organ for part in entry.split(",") if part.strip())
+    organs = listed(organ)
     job = pipeline_job(RunSettings(organs=organs, model=model))
     execution = CohortSettings(workers=workers, memory_gib=memory, timeout_s=timeout).with_budget()
     quiet = quiet or as_json

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from slice3d import Volume, save
-from slice3d.cli.main import main
 from tests.builders import oblique_grid
 
 
@@ -19,18 +17,6 @@ def out(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "liver.stl").write_text("an earlier result")
     return folder
-
-
-@pytest.fixture
-def slice3d(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["slice3d", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out, printed.err
-
-    return call
 
 
 def _one_line(err: str) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from slice3d import Grid, Segmentation, load_segmentation, save
-from slice3d.cli.main import main
 from slice3d.io.meshes import MESH_READERS, MESH_WRITERS
 from slice3d.viewer.render import opengl_problem
 
@@ -32,18 +30,6 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("labels") / "labels.nii.gz"
     save(Segmentation(values, Grid(shape, affine), names), path)
     return path
-
-
-@pytest.fixture
-def slice3d(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["slice3d", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out, printed.err
-
-    return call
 
 
 @pytest.mark.parametrize("suffix", sorted(MESH_WRITERS))

@@ -31,7 +31,7 @@ from slice3d.superres.quality import body_mask, false_detail
 from slice3d.volume import Volume
 
 DATA = Path(os.environ.get("SLICE3D_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-RESULTS = Path(__file__).parent / "results" / "superres.json"
+RESULTS = Path(os.environ.get("SLICE3D_RESULTS", Path(__file__).parent / "results")) / "superres.json"
 CASES = {
     "ct-lidc-0314": ("superres/ct-lidc-0314.nii.gz", "CT"),
     "mr-t1-cptac-gbm": ("superres/mr-t1-cptac-gbm.nii.gz", "MR"),

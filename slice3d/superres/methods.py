@@ -98,11 +98,17 @@ class Interpolation:
 
 
 @dataclass(frozen=True)
-class SelfTraining:
-    """A 2D network trained on the stack's own in-plane detail."""
+class Learning:
+    """A 2D network, trained across subjects (`shipped`), on the stack's own in-plane detail (`trains`), or both."""
 
-    name: str = "selftrain"
-    learns: bool = True
+    name: str
+    shipped: bool
+    trains: bool
+
+    @property
+    def learns(self) -> bool:
+        """Whether it takes the time budget."""
+        return self.trains
 
     def fit(
         self,
@@ -112,34 +118,51 @@ class SelfTraining:
         settings: UpsampleSettings,
         progress: Progress = silent,
     ) -> Fitted:
-        """Train, within the time budget."""
-        from slice3d.superres import selftrain
+        """Read the weights and train, within the time budget."""
+        from slice3d.superres import pretrained, selftrain
+        from slice3d.superres.pairs import scale_of
+        from slice3d.superres.planes import PlaneNetwork, chosen_device
 
+        start, facts = None, {}
+        if self.shipped:
+            weights = pretrained.weights()
+            start, facts = pretrained.network(weights), {"weights": weights.name, "weights_sha256": weights.sha256}
+        step, profile = operator.slice_step_mm, operator.profile
+        if not self.trains and start is not None:
+            network = start.to(chosen_device(settings.device))
+            planes = PlaneNetwork(network, scale_of(slices[::3, ::3]), step, profile, turned=True)
+            return _Ready(planes, in_plane_mm, progress, facts)
+        rate = selftrain.TrainSettings().learning_rate / (3 if start is not None else 1)
         chosen = selftrain.TrainSettings(
-            minutes=settings.minutes, steps=settings.steps, seed=settings.seed, device=settings.device
+            minutes=settings.minutes,
+            steps=settings.steps,
+            seed=settings.seed,
+            device=settings.device,
+            learning_rate=rate,
         )
-        step, fine = operator.slice_step_mm, operator.step_mm
-        trained = selftrain.fit(slices, in_plane_mm, step, fine, operator.profile, settings=chosen, progress=progress)
-        return _Trained(trained, progress)
+        trained = selftrain.fit(slices, in_plane_mm, step, profile, settings=chosen, start=start, progress=progress)
+        return _Ready(trained.planes, in_plane_mm, progress, {**facts, "training_steps": trained.steps})
 
 
-class _Trained:
-    def __init__(self, trained: Any, progress: Progress) -> None:
-        self.trained = trained
-        self.progress = progress
-        self.facts: dict[str, Any] = {"training_steps": trained.steps}
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    planes: Any
+    in_plane_mm: tuple[float, float]
+    progress: Progress
+    facts: dict[str, Any]
 
     def estimate(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
         fine_mm = operator.fine_mm - operator.slices_mm[0]
-        out: NDArray[np.float32] = self.trained.apply(slices, fine_mm, progress=self.progress)
+        out: NDArray[np.float32] = self.planes.volume(slices, self.in_plane_mm, fine_mm, progress=self.progress)
         return out
 
     def lines(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
-        out: NDArray[np.float32] = self.trained.planes(slices, operator.fine_mm - operator.slices_mm[0])
+        fine_mm = operator.fine_mm - operator.slices_mm[0]
+        out: NDArray[np.float32] = self.planes.planes(slices, max(self.in_plane_mm), fine_mm)
         return out
 
 
 METHODS: dict[str, Callable[[], Method]] = {
     **{name: partial(Interpolation, name) for name in BASELINES},
-    "selftrain": SelfTraining,
+    "selftrain": partial(Learning, "selftrain", shipped=False, trains=True),
 }

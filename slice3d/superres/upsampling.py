@@ -45,15 +45,15 @@ def upsample(
 ) -> Volume:
     """Estimate `volume` at `spacing_mm` along its slice normal; what was acquired is kept.
 
-    volume: one stack of slices. method: `"linear"`, `"bspline"`, `"lanczos"`, `"selftrain"` or `"auto"`. slice_profile: a
-    `SliceProfile`, `"gaussian"` (default) or `"rect"` with the header's slice thickness, or `"estimate"`.
+    volume: one stack of slices. method: `"linear"`, `"bspline"`, `"lanczos"`, `"selftrain"` or `"auto"`. slice_profile: a `SliceProfile`, `"gaussian"` (default) or `"rect"` with the
+    header's slice thickness, or `"estimate"`.
 
     Returns float32 on the slices' own in-plane lattice, finer along the normal, with `synthesised` (every plane that is
     not at an acquired position), `uncertainty` (standard deviation in units of the data) and findings that name the
     method, the consistency residual and the sharpness. Averaged over the slice profile, the result reproduces the
     acquired slices. A volume that is fine enough comes back as it is, with a finding. Raises `InputError` for what
-    cannot be super-resolved (fewer than 4 slices, NaN, an unknown method or profile), `ModelError` for `"pretrained"`
-    (no weights are installed)."""
+    cannot be super-resolved (fewer than 4 slices, NaN, an unknown method or profile), `ModelError` when the shipped
+    weights are missing."""
     settings = settings or UpsampleSettings()
     _check_arguments(spacing_mm, method, settings)
     _check_volume(volume)

@@ -30,23 +30,28 @@ class Census:
         self.first, self.taken = first, first
         self.extent: dict[int, NDArray[np.int64]] = {}
 
-    def take(self, scores: torch.Tensor, best: torch.Tensor | None, origin: tuple[int, int]) -> None:
+    def take(self, scores: torch.Tensor, best: NDArray[np.int32] | None, origin: tuple[int, int]) -> None:
         """scores: (H, W, C) of the next plane; best: its strongest channels (softmax); origin: of its (H, W)."""
+        from slice3d.inference import cells
+
+        height, width, channels = scores.shape
+        moments = np.zeros((channels, 3))
+        extent = np.tile(np.array([height, width, -1, -1]), (channels, 1))
         if best is not None:
-            classes = scores.shape[-1]
-            rows, columns = _count_along(best, classes, 0), _count_along(best, classes, 1)
+            cells.census(best, moments, extent)
         else:
-            on = scores > self.threshold
-            rows, columns = on.sum(1).T.double(), on.sum(0).T.double()
-        count = rows.sum(1)
-        place = [r.new_tensor(range(o, o + r.shape[1])) for r, o in zip((rows, columns), origin, strict=True)]
-        sums = [count, count * self.taken, rows @ place[0], columns @ place[1]]
-        self.moments += np.stack([s.cpu().numpy() for s in sums], 1)
-        for channel in count.nonzero().flatten().tolist():
-            r, c = rows[channel].nonzero().flatten(), columns[channel].nonzero().flatten()
+            on = (scores > self.threshold).cpu().numpy()
+            for channel in range(channels):
+                mine = np.where(on[..., channel], 0, -1).astype(np.int32)
+                cells.census(mine, moments[channel : channel + 1], extent[channel : channel + 1])
+        count = moments[:, 0]
+        sums = [count, count * self.taken, moments[:, 1] + count * origin[0], moments[:, 2] + count * origin[1]]
+        self.moments += np.stack(sums, 1)
+        for channel in np.flatnonzero(count).tolist():
+            top, left, bottom, right = extent[channel]
             here = np.array([
-                [self.taken, int(r[0]) + origin[0], int(c[0]) + origin[1]],
-                [self.taken + 1, int(r[-1]) + 1 + origin[0], int(c[-1]) + 1 + origin[1]],
+                [self.taken, top + origin[0], left + origin[1]],
+                [self.taken + 1, bottom + 1 + origin[0], right + 1 + origin[1]],
             ])  # fmt: skip
             old = self.extent.get(channel, here)
             self.extent[channel] = np.stack([np.minimum(old[0], here[0]), np.maximum(old[1], here[1])])
@@ -86,13 +91,3 @@ def centres(census: Census, case: Case, volume: Volume, package: ModelPackage) -
         x, y, z = volume.grid.to_world(study)
         out[name] = (float(x), float(y), float(z))
     return out
-
-
-def _count_along(best: torch.Tensor, classes: int, axis: int) -> torch.Tensor:
-    """(classes, n) float64: how often each class occurs in each row (axis 0) or column (axis 1) of (H, W) classes."""
-    import torch
-
-    n = best.shape[axis]
-    where = torch.arange(n, device=best.device)
-    code = best * n + (where[:, None] if axis == 0 else where)
-    return torch.bincount(code.reshape(-1), minlength=classes * n).reshape(classes, n).double()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from slice3d.inference.hardware import choose_device, choose_dtype, computing, c
 from slice3d.inference.networks import Networks, flips, mirror_axes
 from slice3d.inference.prepare import Frame, make_frame, network_image
 from slice3d.inference.reduce import Reducer, Tally, window
+from slice3d.inference.reduce_cells import CellReducer
 from slice3d.inference.region import Box, grown, locate
 from slice3d.inference.settings import InferenceSettings
 from slice3d.inference.sweep import Sweep, planes
@@ -118,7 +120,7 @@ class Engine:
         frame = make_frame(volumes, self.package)
         slab = slab_axis(frame.shape, self.package.patch_size)
         order = three([slab, *(n for n in range(3) if n != slab)])
-        labels = np.zeros(volumes[0].grid.shape, label_type(self.package))
+        labels = np.zeros_like(volumes[0].data, label_type(self.package), order="K")
         run.plan = memory.plan_case(self.networks, frame, slab=slab, label_bytes=labels.nbytes, settings=settings)
         image, offset = padded(network_image(volumes, self.package, frame), self.package)
         run.clock("resample", start)
@@ -148,22 +150,24 @@ class Engine:
             window(int(a), int(b), n_in=n, n_out=m, step=s)
             for a, b, n, m, s in zip(low, high, shape, view.shape, steps, strict=True)
         ]
-        reducer = Reducer(
-            shape,
-            view,
-            decision,
-            windows=(windows[0], windows[1], windows[2]),
-            steps=steps,
-            orders=permuted(frame.score_orders, order),
-            device=self.device,
-        )
         settings = case.settings
         overlap = self.package.sampling.overlap if settings.overlap is None else settings.overlap
         sweep = Sweep(overlap, flips(self.package, settings), self.networks.folds)
-        for index, averaged in planes(self.networks, case, sweep, low, high):
-            start = time.perf_counter()
-            reducer.take(index, self.networks.scores(averaged))
-            case.run.clock("reduce", start)
+        with ThreadPoolExecutor(settings.threads or cores()) as pool:
+            kind = partial(CellReducer, pool=pool) if self.device.type == "cpu" else Reducer
+            reducer = kind(
+                shape,
+                view,
+                decision,
+                windows=(windows[0], windows[1], windows[2]),
+                steps=steps,
+                orders=permuted(frame.score_orders, order),
+                device=self.device,
+            )
+            for index, averaged in planes(self.networks, case, sweep, low, high):
+                start = time.perf_counter()
+                reducer.take(index, self.networks.scores(averaged))
+                case.run.clock("reduce", start)
         return reducer
 
     def _metadata(

@@ -4,7 +4,8 @@ The network's finished planes arrive in order along the slab axis. Each output p
 them, so borders are smooth whatever the spacing, and nothing is ever held for the whole volume but the labels.
 
 Between voxels whose strongest class is the same, linear interpolation cannot make another class win (every score is a
-convex combination), so only cells whose corners disagree are worked out: a few per cent of them, with the same result.
+convex combination), so only cells whose corners disagree are worked out, with the same result. `Reducer` does it with
+tensor operations on any device, `CellReducer` (in `reduce_cells`) with compiled code on the CPU.
 """
 
 from __future__ import annotations
@@ -90,9 +91,11 @@ class Reducer:
         self.box = tuple(slice(w.out_low, w.out_high) for w in windows)
         self.labels = labels[self.box]
         self.origin = (windows[1].low, windows[2].low)
-        self.lower, self.weight = neighbours(shape[0], windows[0], steps[0], orders[0])
-        self.rows, self.row_weight = self._axis(shape[1], windows[1], steps[1], orders[1])
-        self.columns, self.column_weight = self._axis(shape[2], windows[2], steps[2], orders[2])
+        self.around = [neighbours(n, w, s, o) for n, w, s, o in zip(shape, windows, steps, orders, strict=True)]
+        self.lower, self.weight = self.around[0]
+        (self.rows, self.row_weight), (self.columns, self.column_weight) = (
+            (torch.from_numpy(low).to(device), torch.from_numpy(weight).to(device)) for low, weight in self.around[1:]
+        )
         small = (windows[1].high - windows[1].low, windows[2].high - windows[2].low)
         self.same_plane = small == self.labels.shape[1:] and max(abs(s - 1) for s in steps[1:]) < 1e-6
         self.values = torch.tensor(decision.values, dtype=torch.int32, device=device)
@@ -102,15 +105,13 @@ class Reducer:
         self.census = Census(len(decision.values), decision.activation, windows[0].low, decision.threshold)
         self.probability = {name: np.zeros(labels.shape, np.float16) for name in decision.probabilities}
 
-    def _axis(self, n_in: int, w: Window, step: float, order: int) -> tuple[torch.Tensor, torch.Tensor]:
-        import torch
-
-        lower, weight = neighbours(n_in, w, step, order)
-        return torch.from_numpy(lower).to(self.device), torch.from_numpy(weight).to(self.device)
-
     def take(self, index: int, scores: torch.Tensor) -> None:
         """scores: (H, W, C) float32 of plane `index`, counted from the window's first; planes come in order."""
         self._tally(scores)
+        self._planes(index, scores)
+
+    def _planes(self, index: int, scores: torch.Tensor) -> None:
+        """Every output plane that can be interpolated now, one by one."""
         while self.next_out < len(self.lower):
             low, weight = int(self.lower[self.next_out]), float(self.weight[self.next_out])
             if low == index and weight == 0.0:
@@ -124,22 +125,28 @@ class Reducer:
         self.previous = scores
 
     def _write(self, out: int, plane: torch.Tensor) -> None:
-        import torch
+        self.labels[out] = self._labels(plane).cpu().numpy()
+        self._write_probabilities(out, plane)
 
-        width = self.labels.shape[2]
-        coarse, pattern = self._decide(plane)
-        if self.same_plane:
-            result = coarse
-        else:
-            result = coarse[self.rows][:, self.columns]
-            mixed = _mixed_cells(pattern)[self.rows][:, self.columns].reshape(-1).nonzero().squeeze(1)
-            for some in torch.split(mixed, _PIXELS_AT_ONCE):
-                fine = self._interpolate(plane, some // width, some % width)
-                result.view(-1)[some] = self._decide(fine)[0]
-        self.labels[out] = result.cpu().numpy()
+    def _write_probabilities(self, out: int, plane: torch.Tensor) -> None:
         for name in self.decision.probabilities:
             field_ = self._enlarged(self._probability(plane, self.decision.groups[name]))
             self.probability[name][self.box][out] = field_.half().cpu().numpy()
+
+    def _labels(self, plane: torch.Tensor) -> torch.Tensor:
+        """(height, width) labels from scores (H, W, C) at their depth."""
+        import torch
+
+        coarse, pattern = self._decide(plane)
+        if self.same_plane:
+            return coarse
+        width = self.labels.shape[2]
+        result = coarse[self.rows][:, self.columns]
+        mixed = _mixed_cells(pattern)[self.rows][:, self.columns].reshape(-1).nonzero().squeeze(1)
+        for some in torch.split(mixed, _PIXELS_AT_ONCE):
+            fine = self._interpolate(plane, some // width, some % width)
+            result.view(-1)[some] = self._decide(fine)[0]
+        return result
 
     def _decide(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(…, C) scores → label values (…) and a code that is equal where the decision is equal."""
@@ -188,7 +195,7 @@ class Reducer:
         import torch
 
         best = scores.argmax(-1) if self.decision.activation == "softmax" else None
-        self.census.take(scores, best, self.origin)
+        self.census.take(scores, None if best is None else best.int().cpu().numpy(), self.origin)
         if not self.tallies:
             return
         if best is not None:

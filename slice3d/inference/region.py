@@ -35,7 +35,8 @@ def locate(networks: Networks, case: Case, channels: Sequence[int]) -> tuple[Box
     sweep = Sweep(0.0, [()], networks.folds[:1])
     for _, averaged in planes(networks, case, sweep, np.zeros(3, int), np.array(case.shape)):
         scores = networks.scores(averaged)
-        census.take(scores, scores.argmax(-1) if package.activation == "softmax" else None, (0, 0))
+        best = scores.argmax(-1).int().cpu().numpy() if package.activation == "softmax" else None
+        census.take(scores, best, (0, 0))
     found = census.box(channels)
     if found is None:
         return None, census

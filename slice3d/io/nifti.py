@@ -6,7 +6,6 @@ https://nifti.nimh.nih.gov/nifti-1 (sform and qform, method 2 and 3).
 from __future__ import annotations
 
 import contextlib
-import gzip
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from slice3d.errors import GeometryError, InputError
 from slice3d.findings import Finding
 from slice3d.grid import Grid
 from slice3d.io.files import atomic
+from slice3d.io.packed import IMAGES, LABELS, packed, unpacked
 from slice3d.volume import Segmentation, Volume, freeze
 
 # corners of the field of view may differ by this much between sform and qform before it is reported; single-precision
@@ -136,13 +136,30 @@ def _values(image: Any, path: Path, index: int) -> NDArray[Any]:
             where = np.unravel_index(index, shape[3:], order="F")
             raw = np.asanyarray(proxy[(..., *[int(n) for n in where])]) if proxy.is_proxy else proxy[(..., *where)]
             return _tidy(np.asarray(raw), *_scaling(image))
-        raw = proxy.get_unscaled()
+        raw = _at_once(image)
+        if raw is None:
+            raw = proxy.get_unscaled()
     except (OSError, EOFError, ValueError, OverflowError, MemoryError) as error:
         raise InputError(f"{path.name} is truncated or damaged ({type(error).__name__}); copy it again") from error
     except Exception as error:
         raise InputError(f"{path.name} cannot be read ({type(error).__name__}); copy it again") from error
     raw = np.asarray(raw).reshape((*shape, 1, 1, 1)[:3] if len(shape) < 3 else shape)
     return _scale(raw, *_scaling(image))
+
+
+def _at_once(image: Any) -> NDArray[Any] | None:
+    """The stored values of a .nii.gz, unpacked in one go; None where that cannot be done."""
+    name = getattr(image.file_map.get("image"), "filename", None)
+    if not name or not str(name).lower().endswith(".nii.gz"):
+        return None
+    dtype, offset = image.get_data_dtype(), int(image.dataobj.offset)
+    if offset % dtype.itemsize:
+        return None
+    content = unpacked(Path(name), offset + int(np.prod(image.shape)) * dtype.itemsize)
+    if content is None:
+        return None
+    freeze(content)
+    return np.ndarray(image.shape, dtype, content, offset, order="F")
 
 
 def _no_numbers(image: Any) -> str:
@@ -207,7 +224,8 @@ def _volume(image: Any, path: Path, index: int, findings: list[Finding]) -> Volu
         findings.append(
             Finding("not-finite", "Some voxels held NaN or infinity; they were set to the lowest value.", "warning")
         )
-    if not values.flags.owndata or isinstance(values.base, np.memmap) or isinstance(values, np.memmap):
+    mapped = isinstance(values.base, np.memmap) or isinstance(values, np.memmap)
+    if mapped or (not values.flags.owndata and values.flags.writeable):
         values = np.array(values, order="K")
     return Volume(freeze(np.asarray(values)), grid, findings=tuple(findings))
 
@@ -303,8 +321,6 @@ def write_nifti(data: NDArray[Any], grid: Grid, path: Path, *, names: Mapping[in
     payload = image.to_bytes()
     with atomic(path) as part:
         if path.name.lower().endswith(".gz"):
-            # no name and no time in the gzip header: the same array gives the same bytes
-            with part.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
-                packed.write(payload)
+            part.write_bytes(packed(payload, IMAGES if names is None else LABELS))
         else:
             part.write_bytes(payload)

@@ -263,13 +263,28 @@ def test_failed_writing_leaves_the_old_file(tmp_path, source, monkeypatch):
     def broken(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gzip, "GzipFile", broken)
+    monkeypatch.setattr("slice3d.io.nifti.packed", broken)
     with pytest.raises(InputError, match="No space left"):
         slice3d.save(source, path)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["v.nii.gz"]
     with pytest.raises(InputError, match="does not exist"):
         slice3d.save(source, tmp_path / "no" / "v.nii.gz")
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_gzip_in_several_members_or_with_a_tail_is_read(tmp_path, members):
+    slice3d.save(slice3d.Volume(DATA, slice3d.Grid(DATA.shape, AFFINE)), tmp_path / "v.nii")
+    content = (tmp_path / "v.nii").read_bytes()
+    half = len(content) // 2 if members == 2 else len(content)
+    parts = gzip.compress(content[:half]) + (gzip.compress(content[half:]) if members == 2 else b"")
+    for name, tail in (("a.nii.gz", b""), ("b.nii.gz", gzip.compress(b"more"))):
+        (tmp_path / name).write_bytes(parts + tail)
+        np.testing.assert_array_equal(slice3d.load(tmp_path / name).data, DATA)
+    for n in range(len(parts) // 3, len(parts) - 9, len(parts) // 7):
+        (tmp_path / "c.nii.gz").write_bytes(parts[:n])
+        with pytest.raises(InputError, match="copy it again"):
+            slice3d.load(tmp_path / "c.nii.gz")
 
 
 def test_volumes_travel_between_processes(source):

@@ -18,7 +18,8 @@ from slice3d.progress import Progress
 class CaseInput:
     """What a case function gets: the study (folder or file), and what the cohort table said about it.
 
-    previous: folder of the case's results with other settings, of which parts may be taken again.
+    previous: folder of the case's results with other settings, of which parts may be taken again. memory_gib, threads:
+    the worker's share of the machine.
     """
 
     study: Path
@@ -26,6 +27,7 @@ class CaseInput:
     reference: Path | None = None
     memory_gib: float | None = None
     previous: Path | None = None
+    threads: int | None = None
 
 
 # (case, folder to make, progress) → None; it writes `metrics.json` and `manifest.json` into the folder
@@ -54,10 +56,11 @@ class _Pipeline:
         from slice3d.inference import InferenceSettings
 
         settings = replace(self.settings, series=case.series or self.settings.series)
-        if case.memory_gib is not None:
-            inference = settings.inference or InferenceSettings()
-            if inference.memory_gib is None:
-                settings = replace(settings, inference=replace(inference, memory_gib=case.memory_gib))
+        inference = settings.inference or InferenceSettings()
+        inference = replace(  # what was asked for stays
+            inference, memory_gib=inference.memory_gib or case.memory_gib, threads=inference.threads or case.threads
+        )
+        settings = replace(settings, inference=inference)
         pipeline.run(
             case.study, out, settings=settings, reference=case.reference, previous=case.previous, progress=progress
         )

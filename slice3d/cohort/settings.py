@@ -69,6 +69,11 @@ class CohortSettings:
             return self.threads
         return 2 if gpus() else 1
 
+    def cores_per_worker(self) -> int:
+        """How many cores each local worker's computations use: together no more than there are."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores // self.workers)
+
     def budget(self) -> str:
         """The memory budget in words, as it is printed."""
         total = self.memory_bytes() / 2**30

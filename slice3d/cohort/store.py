@@ -15,7 +15,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,9 @@ LASTING: frozenset[str] = frozenset({"input", "model", "quality"})
 
 @dataclass(frozen=True)
 class Record:
-    """How a case ended. rows: one per structure; reason: one line without names of files or persons."""
+    """How a case ended. rows: one per structure; reason: one line without names of files or persons; sizes: bytes of
+    each file of the result.
+    """
 
     case: str
     key: str
@@ -41,10 +43,14 @@ class Record:
     attempts: int = 1
     rows: tuple[Mapping[str, Any], ...] = ()
     stages: Mapping[str, float] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary."""
-        return {**asdict(self), "rows": [dict(row) for row in self.rows], "stages": dict(self.stages)}
+        return {
+            **asdict(self), "rows": [dict(row) for row in self.rows], "stages": dict(self.stages),
+            "sizes": dict(self.sizes),
+        }  # fmt: skip
 
 
 def _record(path: Path) -> Record | None:
@@ -124,11 +130,13 @@ class Store:
         return self.out / "cases" / case
 
     def finished(self, case: str, key: str) -> Record | None:
-        """The record of a case that is done with this very key; call it while holding the case."""
+        """The record of a case that is done with this very key, all files there; call it while holding the case."""
         self._recover(case)
         record = _record(self.folder(case) / RECORD)
         if record is None or record.key != key or record.status != "done":
             return None
+        if any(_size(self.folder(case) / name) != size for name, size in record.sizes.items()):
+            return None  # deleted by hand, or lost with the power
         self._clear(case)
         return record
 
@@ -164,10 +172,13 @@ class Store:
         folder.mkdir(parents=True)
         return folder
 
-    def commit(self, record: Record, result: Path) -> None:
-        """Make `result`, a folder inside the staging folder, the results of the case, all at once."""
+    def commit(self, record: Record, result: Path) -> Record:
+        """Make `result`, a folder inside the staging folder, the results of the case, all at once; the record kept."""
+        sizes = {p.relative_to(result).as_posix(): p.stat().st_size for p in sorted(result.rglob("*")) if p.is_file()}
+        record = replace(record, sizes=sizes)
         _write_json(result / RECORD, record.to_dict())
         self._publish(record.case, result)
+        return record
 
     def _publish(self, case: str, result: Path) -> None:
         final, old = self.folder(case), self.inner / "staging" / case / "old"
@@ -191,7 +202,7 @@ class Store:
         """Count a try that has begun; a try that ends in any way but the death of its process is taken back."""
         path = self.inner / "attempts" / f"{case}.json"
         count = self._attempts(path, key) + 1
-        _write_json(path, {"key": key, "begun": count})
+        _write_json(path, {"key": key, "begun": count}, durable=False)
         return count
 
     def take_back_attempt(self, case: str, key: str) -> None:
@@ -199,7 +210,7 @@ class Store:
         path = self.inner / "attempts" / f"{case}.json"
         count = self._attempts(path, key) - 1
         if count > 0:
-            _write_json(path, {"key": key, "begun": count})
+            _write_json(path, {"key": key, "begun": count}, durable=False)
         else:
             path.unlink(missing_ok=True)
 
@@ -219,19 +230,27 @@ class Store:
         return sorted(path.name for path in (self.out / "cases").iterdir() if (path / RECORD).is_file())
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
 def _part(path: Path) -> Path:
     """Where a document is written first: always the same place, so that what a kill leaves is found."""
     return path.with_name(f".{path.name}.part")
 
 
-def _write_json(path: Path, value: Any) -> None:
-    """Write a document that is there whole or not at all."""
+def _write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write a document that is there whole or not at all; a durable one also after the power fails."""
     part = _part(path)
     try:
         with part.open("w", encoding="utf-8") as file:
             json.dump(value, file, ensure_ascii=False, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -51,10 +51,11 @@ class Process:
     """What the cases running in one worker process share.
 
     gate: one inference at a time. running: cases begun in this process, by name, with the means to take their attempt
-    back. memory_bytes: what this process may use, None for no limit. end: how the process ends itself on a time-out.
+    back. memory_bytes, threads: what this process may use, None for no limit. end: how the process ends itself on a time-out.
     """
 
     memory_bytes: int | None = None
+    threads: int | None = None
     end: Callable[[int], None] = os._exit
     gate: threading.Lock = field(default_factory=threading.Lock)
     running: dict[str, Callable[[], None]] = field(default_factory=dict)
@@ -197,8 +198,7 @@ def _do_held(task: Task, process: Process, store: Store, record: Record, study: 
         record = replace(
             record, seconds=_since(started), rows=tuple(rows_of(result)), stages={**stages, **_timings(result)}
         )
-        store.commit(record, result)
-        return record
+        return store.commit(record, result)
 
 
 def _lasting(failed: Record, task: Task) -> bool:
@@ -208,7 +208,7 @@ def _lasting(failed: Record, task: Task) -> bool:
 def _run(task: Task, process: Process, source: Path, out: Path, previous: Path) -> Mapping[str, float]:
     share = None if process.memory_bytes is None else process.memory_bytes / 2**30
     reference = Path(task.case.reference) if task.case.reference else None
-    case = CaseInput(source, task.case.series, reference, share, previous)
+    case = CaseInput(source, task.case.series, reference, share, previous, process.threads)
     with _Gate(process.gate) as gate:
         task.job.function(case, out, gate)
         return {"waited_for_inference": round(gate.waited, 3)}

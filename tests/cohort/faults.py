@@ -26,7 +26,7 @@ from pathlib import Path
 import pandas as pd
 
 from slice3d.cohort import CohortSettings, run_cohort
-from tests.cohort.real import noted, write_cohort
+from tests.cohort.real import job, noted, write_cohort
 from tests.pacs.orthanc import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +192,7 @@ def fault_run(
                     scheduler=cluster.address, deaths=10, min_free_gib=0.0, scheduler_wait_s=300.0, timeout_s=600.0,
                     linkage=folder / "linkage.csv",
                 )  # fmt: skip
-                result = run_cohort(folder / "in", out, job=noted(notes), execution=settings)
+                result = run_cohort(folder / "in", out, job=noted(notes, job()), execution=settings)
         finally:
             cluster.close()
         seconds = round(time.monotonic() - started, 1)

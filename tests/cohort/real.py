@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slice3d.cohort import Job, pipeline_job
 from slice3d.cohort.job import CaseInput
@@ -29,17 +30,23 @@ def install_model(cache: Path) -> str:
 
 def write_study(folder: Path, number: int) -> float:
     """A CT of a body in air with a bright ellipsoid, other in every study; the volume of the ellipsoid, ml."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-
-    folder.mkdir(parents=True)
     rng = np.random.default_rng(number)
     at = np.stack(np.meshgrid(*(np.arange(n) - n / 2 for n in SHAPE), indexing="ij"), axis=-1) * SPACING
     body = ((at / (125.0, 100.0, 200.0)) ** 2).sum(-1) < 1
     bright = (((at - rng.uniform(-15, 15, 3)) / rng.uniform(35, 55, 3)) ** 2).sum(-1) < 1
     hu = np.where(bright, 180, np.where(body, 30, -1000)) + rng.integers(-9, 10, SHAPE)
+    write_series(folder, hu, SPACING, number)
+    return float(bright.sum() * np.prod(SPACING) / 1000)
+
+
+def write_series(folder: Path, hu: NDArray[Any], spacing_mm: tuple[float, float, float], number: int) -> None:
+    """`hu` (columns, rows, slices) as a CT series, uncompressed, of a person called by `number`."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+    folder.mkdir(parents=True)
     uid = f"1.2.826.0.1.3680043.8.498.77.{number}"
-    for k in range(SHAPE[2]):
+    for k in range(hu.shape[2]):
         d: Any = Dataset()
         d.file_meta = FileMetaDataset()
         d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -48,15 +55,14 @@ def write_study(folder: Path, number: int) -> float:
         d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = uid, f"{uid}.1", f"{uid}.2"
         d.Modality, d.PatientPosition, d.PatientName, d.PatientID = "CT", "HFS", f"DOE^JANE {number}", str(number)
         d.InstanceNumber, d.SeriesNumber, d.ImageType = k + 1, 1, ["ORIGINAL", "PRIMARY", "AXIAL"]
-        d.ImagePositionPatient = [-145.0, -120.0, SPACING[2] * k]
+        d.ImagePositionPatient = [-145.0, -120.0, spacing_mm[2] * k]
         d.ImageOrientationPatient = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-        d.PixelSpacing, d.SliceThickness = [SPACING[1], SPACING[0]], SPACING[2]
+        d.PixelSpacing, d.SliceThickness = [spacing_mm[1], spacing_mm[0]], spacing_mm[2]
         d.RescaleIntercept, d.RescaleSlope, d.RescaleType = -1024, 1, "HU"
-        d.SamplesPerPixel, d.PhotometricInterpretation, d.Rows, d.Columns = 1, "MONOCHROME2", SHAPE[1], SHAPE[0]
+        d.SamplesPerPixel, d.PhotometricInterpretation, d.Rows, d.Columns = 1, "MONOCHROME2", hu.shape[1], hu.shape[0]
         d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 16, 12, 11, 0
         d.PixelData = (hu[:, :, k].T + 1024).astype("<u2").tobytes()
         d.save_as(folder / f"{k:03d}.dcm", enforce_file_format=True)
-    return float(bright.sum() * np.prod(SPACING) / 1000)
 
 
 def write_cohort(folder: Path, studies: int, *, corrupt: int = 0) -> dict[str, float]:
@@ -83,7 +89,9 @@ def job() -> Job:
 
 @dataclass(frozen=True)
 class Noted:
-    """A case function that notes in a file when it begins and ends a study, and what memory its process holds then."""
+    """A case function that notes in a file when it begins and ends a study, what memory (MiB) its process holds then,
+    and its processor time so far (s).
+    """
 
     job: Job
     notes: str
@@ -96,13 +104,13 @@ class Noted:
     def _note(self, what: str, study: str) -> None:
         import os
 
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        mib = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        import psutil
+
+        mib = psutil.Process().memory_info().rss / 2**20
         with Path(self.notes).open("a") as file:  # one short write in append mode is atomic on a local file system
-            file.write(f"{what} {study} {os.getpid()} {mib:.1f} {time.monotonic():.3f}\n")
+            file.write(f"{what} {study} {os.getpid()} {mib:.1f} {time.monotonic():.4f} {time.process_time():.4f}\n")
 
 
-def noted(notes: Path) -> Job:
-    """`job`, with notes."""
-    inner = job()
+def noted(notes: Path, inner: Job) -> Job:
+    """A job, with notes."""
     return Job(Noted(inner, str(notes)), inner.identity)

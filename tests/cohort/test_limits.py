@@ -147,6 +147,52 @@ def test_freed_memory_goes_back_to_the_system_after_each_case() -> None:
     assert len(done.stdout.splitlines()) == 3
 
 
+def test_workers_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each computes on its part, what is asked for stays, and neither changes what a result is called."""
+    from slice3d import pipeline
+    from slice3d.cohort import pipeline_job
+    from slice3d.cohort.drive import _plugin
+    from slice3d.inference import InferenceSettings
+    from slice3d.pipeline import RunSettings
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    shares = [_plugin(CohortSettings(workers=n, memory_gib=1)).threads for n in (1, 2, 5, 40)]
+    assert shares == [12, 6, 2, 1]
+    assert _plugin(CohortSettings(scheduler="tcp://127.0.0.1:1")).threads is None
+    used: list[Any] = []
+    monkeypatch.setattr(pipeline, "run", lambda *_, settings, **__: used.append(settings.inference.threads))
+    for inference in (None, InferenceSettings(threads=5)):
+        job = pipeline_job(RunSettings(organs=("liver",), inference=inference))
+        for threads in (None, 6):
+            job.function(CaseInput(tmp_path, threads=threads), tmp_path / "out", lambda *_: None)
+    assert used == [None, 6, 5, 5]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+def test_a_worker_keeps_the_memory_it_will_need_again() -> None:
+    """Dask's own setting makes every large array a system call: a worker undoes it."""
+    import subprocess
+    import sys
+
+    code = (
+        "import resource, sys; from types import SimpleNamespace as S; from slice3d.cohort.worker import CaseWorker\n"
+        "if sys.argv[1] == 'worker':\n    CaseWorker().setup(S(name=0, memory_manager=S(memory_limit=None)))\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "bytearray(8 << 20); before = faults()\n"
+        "for _ in range(20):\n    bytearray(8 << 20)\n"
+        "print(faults() - before)"
+    )
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}
+    faults = {
+        who: int(
+            subprocess.run([sys.executable, "-c", code, who], env=environment, capture_output=True, check=True).stdout
+        )
+        for who in ("dask", "worker")
+    }
+    assert faults["dask"] > 100  # else this test would show nothing
+    assert faults["worker"] < faults["dask"] / 10
+
+
 def test_without_gpus_the_kernel_limits_memory(tmp_path: Path) -> None:
     import subprocess
     import sys

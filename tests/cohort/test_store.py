@@ -93,6 +93,18 @@ def test_a_damaged_record_is_no_record(text: str, store: Store) -> None:
     assert store.finished("a", "key") is None
 
 
+@pytest.mark.parametrize("harm", ["deleted", "cut"])
+def test_a_case_whose_files_are_gone_or_cut_is_not_finished(harm: str, store: Store) -> None:
+    _put(store, "key", "surface")
+    path = store.folder("a") / "liver.stl"
+    path.unlink() if harm == "deleted" else path.write_text("")  # as after a power cut
+    assert store.finished("a", "key") is None
+    _put(store, "key", "surface")
+    assert store.finished("a", "key") is not None
+    (store.folder("a") / "note.txt").write_text("what a user puts beside them does not matter")
+    assert store.finished("a", "key") is not None
+
+
 def test_a_worker_that_dies_on_a_case_is_believed_only_so_often(tmp_path: Path, store: Store) -> None:
     def die(case: CaseInput, out: Path, progress: Progress) -> None:
         raise _Killed

@@ -125,9 +125,9 @@ def random_state(plan: Plan, seed: int = 0) -> dict[str, Any]:
 
 
 def blobby_state(plan: Plan, seed: int = 0) -> dict[str, Any]:
-    """Untrained weights with the fine skip connections cut: labels come in organ-sized pieces rather than as noise.
+    """Untrained weights with the fine skip connections cut.
 
-    The arithmetic is the same, but a runner's work after the network can depend on how much border there is.
+    Labels still change from voxel to voxel: the most work for whoever interpolates scores, no matter for who does not.
     """
     state = random_state(plan, seed)
     for stage in range(max(1, len(plan.features) - 4), len(plan.features) - 1):

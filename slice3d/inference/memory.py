@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,57 +121,73 @@ def plan_case(networks: Networks, frame: Frame, *, slab: int, label_bytes: int, 
     return make_plan(fixed, per_tile, budget=budget, tiles=tiles, batch=settings.batch, most=most)
 
 
-def activation_gib(network: nn.Module, input_shape: tuple[int, ...], bytes_per_value: int) -> float:
-    """Peak of the tensors one forward pass holds at a time, found by running it on shapes alone (`meta` device)."""
+def activation_gib(network: nn.Module, input_shape: Sequence[int], bytes_per_value: int, strides: Any = None) -> float:
+    """Peak of the tensors one forward pass holds at a time.
+
+    strides: of the network's stages, where its description has them. Then a small input shows what a large one takes;
+    else shapes alone are run (`meta` device), which imports torch's compiler and takes longer than small studies do.
+    """
     import copy
 
     import torch
 
-    twin = copy.deepcopy(network).to("meta")
-    twin = twin.to(torch.float32)
-    with torch.no_grad(), _Meter() as meter:
-        twin(torch.empty(input_shape, device="meta"))
-    return float(meter.peak) / 4 * bytes_per_value * _WORKSPACE / GIB
+    meter = _Meter()
+    shape = list(input_shape)
+    least = _smallest(shape[2:], strides)
+    twin = network if least else copy.deepcopy(network).to("meta")
+    if least:
+        shape[2:] = least
+    hooks = [module.register_forward_pre_hook(lambda _, given: meter.see(given)) for module in twin.modules()]
+    hooks += [module.register_forward_hook(lambda _, __, result: meter.see(result)) for module in twin.modules()]
+    weight = next(twin.parameters())
+    with torch.no_grad():
+        twin(torch.zeros(shape, device=weight.device, dtype=weight.dtype))
+    for hook in hooks:
+        hook.remove()
+    values = meter.peak / weight.dtype.itemsize * np.prod(input_shape) / np.prod(shape)
+    return float(values) * bytes_per_value * _WORKSPACE / GIB
 
 
-def _meter_class() -> Any:
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Meter(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unused-ignore]
-        """Counts bytes of live storages while operations run."""
-
-        def __init__(self) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
-            self.live = 0
-            self.peak = 0
-            self.seen: set[int] = set()
-
-        def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            import torch
-
-            result = func(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, (tuple, list)) else (result,):
-                if isinstance(tensor, torch.Tensor):
-                    self.track(tensor)
-            return result
-
-        def track(self, tensor: torch.Tensor) -> None:
-            storage = tensor.untyped_storage()
-            key = storage._cdata
-            if key in self.seen:
-                return
-            self.seen.add(key)
-            size = storage.nbytes()
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self.release, key, size)
-
-        def release(self, key: int, size: int) -> None:
-            self.seen.discard(key)
-            self.live -= size
-
-    return Meter
+def _smallest(patch: Sequence[int], strides: Any) -> list[int]:
+    """Two voxels at the network's lowest resolution, in voxels of its input; empty when that cannot be told."""
+    try:
+        factor = np.prod([np.broadcast_to(np.array(s, int), 3) for s in strides], axis=0)
+    except (TypeError, ValueError):
+        return []
+    small = [min(n, 2 * int(f)) for n, f in zip(patch, factor, strict=True)]
+    return small if all(n % int(f) == 0 for n, f in zip(patch, factor, strict=True)) else []
 
 
-def _Meter() -> Any:  # noqa: N802 - a class made late, so that importing this module does not import torch
-    return _meter_class()()
+class _Meter:
+    """Counts bytes of live storages among the tensors that go into modules and come out of them."""
+
+    def __init__(self) -> None:
+        self.live = 0
+        self.peak = 0
+        self.seen: set[int] = set()
+
+    def see(self, values: Any) -> None:
+        """Tensors, alone or in sequences or dictionaries."""
+        import torch
+
+        if isinstance(values, torch.Tensor):
+            self._track(values.untyped_storage())
+        elif isinstance(values, (tuple, list)):
+            for value in values:
+                self.see(value)
+        elif isinstance(values, dict):
+            self.see(tuple(values.values()))
+
+    def _track(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.live -= size

@@ -80,7 +80,8 @@ class Networks:
 
         head = self.folds[0].head
         scores = averaged if head is None else averaged @ head.weight.T + head.bias
-        if not bool(torch.isfinite(scores).all()):
+        # a sum is finite only when all terms are; the other way round large ones may add up to infinity
+        if not bool(torch.isfinite(scores.sum())) and not bool(torch.isfinite(scores).all()):
             raise ModelError(
                 f"model {self.package.name!r} gave NaN or infinite scores in {self.dtype}; "
                 "check the image for extreme values, or calculate in float32 (InferenceSettings.precision)"
@@ -92,7 +93,8 @@ class Networks:
         if self._activation_gib is None:
             shape = (1, len(self.package.channels), *self.package.patch_size)
             size = 4 if self.dtype.itemsize == 4 else 2
-            self._activation_gib = memory.activation_gib(self.folds[0].network, shape, size)
+            strides = self.package.network_arguments.get("strides")
+            self._activation_gib = memory.activation_gib(self.folds[0].network, shape, size, strides)
         return self._activation_gib
 
 

@@ -172,20 +172,35 @@ _PAIRED_BRAIN = {
     "hippocampus": ("5366008", "Hippocampus", (220, 216, 20)),
     "amygdala": ("4958002", "Amygdala", (103, 255, 255)),
     "accumbens": ("427667007", "Nucleus accumbens", (255, 165, 0)),
+    "cerebellum": ("113305005", "Cerebellum", (230, 148, 34)),
+    "ventral_diencephalon": ("", "", (165, 42, 42)),
 }
+_BRAIN_ML = {
+    "brain": (800, 2000), "third_ventricle": (0.2, 8), "fourth_ventricle": (0.4, 7), "brainstem": (12, 35),
+    "cerebral_white_matter": (120, 380), "cerebral_cortex": (130, 380), "lateral_ventricle": (1.5, 90),
+    "cerebellum": (40, 100), "thalamus": (4, 12), "caudate": (1.8, 7), "putamen": (2.2, 8.5), "pallidum": (0.7, 3.2),
+    "hippocampus": (1.6, 6.5), "amygdala": (0.6, 3), "accumbens": (0.15, 1.3), "ventral_diencephalon": (2, 7),
+}  # fmt: skip
+"""ml per side: wide limits around what FreeSurfer measures in adults of 18 to 94 years (Potvin et al. 2016,
+doi:10.1016/j.neuroimage.2016.05.016; Dima et al. 2022, doi:10.1002/hbm.25320; whole brain and ventricles: Bethlehem et
+al. 2022, doi:10.1038/s41586-022-04554-y)."""
 _Entries = Mapping[str, tuple[str, str, tuple[int, int, int]]]
 
 
 def _single(entries: _Entries, kind: Kind) -> tuple[Structure, ...]:
     known = {s.name for s in _TABLE}
-    return tuple(Structure(name, *entry, kind) for name, entry in entries.items() if name not in known)
+    return tuple(
+        Structure(name, *entry, kind, volume_ml=_BRAIN_ML.get(name))
+        for name, entry in entries.items()
+        if name not in known
+    )
 
 
 def _pairs(entries: _Entries, kind: Kind) -> tuple[Structure, ...]:
     sides: tuple[Side, Side] = ("left", "right")
     known = {s.name for s in _TABLE}
     return tuple(
-        Structure(f"{name}_{side}", code, meaning, shade(color, side), kind, side)
+        Structure(f"{name}_{side}", code, meaning, shade(color, side), kind, side, volume_ml=_BRAIN_ML.get(name))
         for name, (code, meaning, color) in entries.items()
         for side in sides
         if f"{name}_{side}" not in known
@@ -230,9 +245,25 @@ _TABLE = (
     *_single({"hippocampus_posterior": ("5366008", "Hippocampus", (200, 150, 20))}, "brain"),
 )
 
+_BRAIN_ALIASES = {
+    "cerebral_white_matter": ("white matter",),
+    "cerebral_cortex": ("cortex", "grey matter", "gray matter"),
+    "lateral_ventricle": ("lateral ventricles",),
+    "hippocampus": ("hippocampi",),
+    "amygdala": ("amygdalae",),
+    "thalamus": ("thalami",),
+    "caudate": ("caudate nucleus",),
+    "pallidum": ("globus pallidus",),
+}
 _GROUPS = (
     Group("lungs", ("lung_left", "lung_right"), ("lung",)),
     Group("kidneys", ("kidney_left", "kidney_right"), ("kidney",)),
+    Group(
+        "ventricles",
+        ("lateral_ventricle_left", "lateral_ventricle_right", "third_ventricle", "fourth_ventricle"),
+        ("ventricle", "ventricular system"),
+    ),
+    *(Group(name, (f"{name}_left", f"{name}_right"), _BRAIN_ALIASES.get(name, ())) for name in _PAIRED_BRAIN),
 )
 
 # structure → structures that lie inside it and belong to it

@@ -23,6 +23,9 @@ def train(
     data: Annotated[
         Path | None, typer.Option("--data", envvar="SLICE3D_TEST_DATA", help="Data folder of a recipe.")
     ] = None,
+    synthesise: Annotated[
+        bool, typer.Option("--synthesise", help="DATASET is a folder of label maps; paint the images from them.")
+    ] = False,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Print the plan and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print where the package is, or the plan, as JSON.")] = False,
@@ -30,9 +33,11 @@ def train(
     """Train a network and export it as a model package; run again after an interruption to go on."""
     from slice3d.errors import InputError
     from slice3d.training.dataset import read_dataset
+    from slice3d.training.labelmaps import read_label_folder, read_maps
     from slice3d.training.loop import Processes
     from slice3d.training.recipes import RECIPES
     from slice3d.training.run import plan_dataset, read_config, train_dataset
+    from slice3d.training.synthetic_run import plan_maps, train_label_maps
 
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     processes = Processes(devices=local, nodes=max(1, world // local))
@@ -53,13 +58,18 @@ def train(
         else:
             options = read_config(config)
             if plan_only:
-                lines = plan_dataset(read_dataset(dataset), options, progress=progress).lines()
+                if synthesise:
+                    folder = read_label_folder(dataset)
+                    lines = plan_maps(folder, read_maps(folder, progress=progress), options).lines()
+                else:
+                    lines = plan_dataset(read_dataset(dataset), options, progress=progress).lines()
                 for line in lines:
                     report(line)
                 if as_json and first:
                     console.say_json({"plan": list(lines)})
                 return
-            package = train_dataset(dataset, out, options, report=report, processes=processes, progress=progress)
+            run = train_label_maps if synthesise else train_dataset
+            package = run(dataset, out, options, report=report, processes=processes, progress=progress)
     report(f"package in {console.link(package)}")
     if as_json and first:
         console.say_json({"package": str(package)})

@@ -14,6 +14,7 @@ from slice3d.models.package import ModelPackage
 from slice3d.volume import Volume
 
 _SAMPLES = 2_000_000
+_AIR_HU = -500.0
 _FEWEST_VOXELS = 4  # along each axis of the network's grid: below, a 3-D network has nothing to look at
 
 
@@ -83,6 +84,8 @@ def _modality(volumes: Sequence[Volume], package: ModelPackage, findings: list[F
 
 
 def _intensity(volumes: Sequence[Volume], package: ModelPackage) -> list[Finding]:
+    if package.modality and "CT" not in package.modality:
+        return _hounsfield(volumes, package)
     if tuple(package.modality) != ("CT",):
         return []
     for volume in volumes:
@@ -91,6 +94,18 @@ def _intensity(volumes: Sequence[Volume], package: ModelPackage) -> list[Finding
             text = (
                 f"values cannot be Hounsfield units ({reason}), which model {package.name!r} expects; "
                 "check that it is a CT and rescaled"
+            )
+            return [Finding("intensity-range-not-trained-on", text, details=intensity_statistics(volume.data))]
+    return []
+
+
+def _hounsfield(volumes: Sequence[Volume], package: ModelPackage) -> list[Finding]:
+    """A CT whose file does not say so, given to a model for something else."""
+    for volume in volumes:
+        if float(np.percentile(_sample(volume.data), 0.5)) < _AIR_HU and not not_hounsfield(volume.data):
+            text = (
+                f"values look like Hounsfield units, model {package.name!r} was trained on "
+                f"{' or '.join(package.modality)}; check that it is no CT"
             )
             return [Finding("intensity-range-not-trained-on", text, details=intensity_statistics(volume.data))]
     return []

@@ -20,6 +20,8 @@ from slice3d.volume import Volume
 
 _ANISOTROPY = 3.0  # nnU-Net v2 treats an axis as coarse when its spacing exceeds the finest by more than this
 
+PERCENTILE_CEILING = 1.5
+
 Axes = tuple[int, int, int]
 
 
@@ -246,6 +248,9 @@ class _Normaliser:
         elif scheme == "rescale_range":
             low, high = float(view.min()), float(view.max())
             self.shift, self.scale = low, max(high - low, 1e-8)
+        elif scheme == "percentiles":
+            low, high = percentiles(view)
+            self.shift, self.scale = low, max(high - low, 1e-6)
         elif scheme == "rescale_rgb":
             self.scale = 255.0
 
@@ -263,11 +268,20 @@ class _Normaliser:
             return (values - np.float32(low)) * np.float32((b - a) / (high - low)) + np.float32(a)
         values -= np.float32(self.shift)
         values /= np.float32(self.scale)
+        if intensity.scheme == "percentiles":
+            np.clip(values, 0, PERCENTILE_CEILING, out=values)
         if self.mask is not None:
             # outside the mask nnU-Net leaves the image as it is, which is zero there
             outside = ~np.take(self.mask, index, axis=axis)
             values[outside] = plane[outside]
         return values
+
+
+def percentiles(values: NDArray[Any]) -> tuple[float, float]:
+    """The 0.5th and 99.5th percentile of (a regular sample of) the values, for the scheme `percentiles`."""
+    step = max(1, round((values.size / 2_000_000) ** (1 / 3)))
+    low, high = np.percentile(values[::step, ::step, ::step], (0.5, 99.5))
+    return float(low), float(high)
 
 
 def _moments(view: NDArray[Any], mask: NDArray[np.bool_] | None) -> tuple[float, float]:

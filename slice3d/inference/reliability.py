@@ -163,6 +163,10 @@ _ORDER = (
     ("lung_right", "kidney_right", 2, "the lung lies below the kidney"),
     ("lung_left", "kidney_left", 2, "the lung lies below the kidney"),
     ("liver", "body", 0, "the liver lies left of the middle of the body"),
+    ("cerebral_white_matter_right", "cerebral_white_matter_left", 0, "the right hemisphere lies left of the left one"),
+    ("thalamus_right", "thalamus_left", 0, "the right thalamus lies left of the left one"),
+    ("thalamus_left", "cerebellum_left", 2, "the cerebellum lies above the thalamus"),
+    ("thalamus_left", "cerebellum_left", 1, "the cerebellum lies in front of the thalamus"),
 )
 
 
@@ -172,7 +176,7 @@ def check_sides(centres: Mapping[str, tuple[float, float, float]]) -> list[Findi
         if first in centres and second in centres:
             ahead = centres[first][axis] - centres[second][axis]
             if ahead < -_SIDE_MARGIN_MM:
-                cause = "upside down" if axis == 2 else "mirrored (or this is situs inversus)"
+                cause = ("mirrored (or this is situs inversus)", "back to front", "upside down")[axis]
                 text = (
                     f"{what} by {-ahead:.0f} mm: the image's orientation is wrong, or it is {cause}; "
                     "check left and right before use"

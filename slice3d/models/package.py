@@ -17,7 +17,9 @@ from slice3d.errors import ModelError
 
 FORMAT = "slice3d-model/1"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-SCHEMES = ("clip_zscore", "zscore", "zscore_nonzero", "clip_range", "rescale_range", "rescale_rgb", "none")
+SCHEMES = (
+    "clip_zscore", "zscore", "zscore_nonzero", "clip_range", "rescale_range", "percentiles", "rescale_rgb", "none",
+)  # fmt: skip
 ACTIVATIONS = ("softmax", "sigmoid")
 TILINGS = ("nnunet", "monai")
 BLENDS = ("gaussian", "constant")
@@ -30,8 +32,8 @@ class Intensity:
 
     scheme: `clip_zscore` clips to `clip`, subtracts `mean`, divides by `std`; `zscore` uses the image's own mean and
     standard deviation, `zscore_nonzero` those inside the non-zero region and leaves the rest 0; `clip_range` clips to
-    `clip` and maps it linearly to `to`; `rescale_range` maps the image's own range to 0…1; `rescale_rgb` divides by
-    255.
+    `clip` and maps it linearly to `to`; `rescale_range` maps the image's own range to 0…1; `percentiles` maps
+    the image's 0.5th and 99.5th percentile to 0 and 1 and cuts to 0…1.5; `rescale_rgb` divides by 255.
     """
 
     scheme: str = "none"

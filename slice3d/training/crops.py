@@ -119,8 +119,8 @@ def _cut(hu: Array, truth: Array, rng: np.random.Generator, *, air: float) -> No
 
 
 def normalised(hu: Array, how: IntensitySettings) -> Array:
-    """What the network sees; `zscore` images were normalised when they were prepared."""
-    if how.scheme == "zscore":
+    """What the network sees; only HU are normalised here, other images were when they were prepared."""
+    if how.scheme != "clip_zscore":
         return hu.astype(np.float32)
     return ((np.clip(hu, *how.clip) - how.mean) / how.std).astype(np.float32)
 

@@ -24,6 +24,7 @@ from slice3d.training.structures import PARTIAL
 
 log = logging.getLogger(__name__)
 
+Crops = torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]
 Validation = Callable[[torch.nn.Module], dict[str, float]]
 CHECKPOINT = "last.ckpt"
 HISTORY = "history.jsonl"
@@ -70,12 +71,12 @@ class Processes:
 
 
 def fit(
-    pool: Pool, settings: TrainSettings, folder: Path, *, validate: Validation | None = None,
+    pool: Pool | Crops, settings: TrainSettings, folder: Path, *, validate: Validation | None = None,
     processes: Processes | None = None, stop_after: int | None = None, progress: Progress = silent,
 ) -> Path:  # fmt: skip
     """Train and return the path of the checkpoint (`model`, `ema`, `optimizer`, `step`).
 
-    Continues from `folder/last.ckpt` when it is there: crops, their augmentation and the learning rate depend on the
+    pool: cases to crop at random, or a map-style data set whose item n is crop n. Continues from `folder/last.ckpt` when it is there: crops, their augmentation and the learning rate depend on the
     step number only, so an interrupted run ends with the weights of an uninterrupted one. validate: called with the
     averaged network every `validate_every` steps, in the first process. stop_after: leave off at this step of the
     schedule.
@@ -98,7 +99,8 @@ def fit(
         _forget_after(folder / HISTORY, int(state["step"]))
         (folder / "settings.json").write_text(json.dumps(settings.to_dict(), indent=1))
     loss_fn = DeepSupervision(PartialDiceCE(len(settings.labels) + 1, PARTIAL))
-    batches = _batches(CropDataset(pool, settings), settings, int(state["step"]), fabric.global_rank, fabric.world_size)
+    crops = CropDataset(pool, settings) if isinstance(pool, Pool) else pool
+    batches = _batches(crops, settings, int(state["step"]), fabric.global_rank, fabric.world_size)
     started = time.monotonic()
     last = min(settings.steps, stop_after or settings.steps)
     for step, (images, labels) in zip(range(int(state["step"]), last), batches, strict=False):
@@ -148,7 +150,7 @@ def _forget_after(history: Path, step: int) -> None:
 
 
 def _batches(
-    dataset: CropDataset, settings: TrainSettings, start: int, rank: int, world: int
+    dataset: Crops, settings: TrainSettings, start: int, rank: int, world: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches from step `start` on; process `rank` of `world` takes every world-th crop."""
     size = settings.batch_size

@@ -25,6 +25,7 @@ class RunOptions:
 
     validation: share of the cases held out (drawn with `seed`), at least one. budget_voxels: patch size limit.
     plan: fields of the plan to override. train, augment: fields of `TrainSettings` and `AugmentSettings`.
+    synthesis: fields of `GeneratorSettings`, for runs on label maps alone.
     """
 
     name: str = ""
@@ -37,6 +38,7 @@ class RunOptions:
     plan: Mapping[str, Any] | None = None
     train: Mapping[str, Any] | None = None
     augment: Mapping[str, Any] | None = None
+    synthesis: Mapping[str, Any] | None = None
 
 
 def read_config(path: Path | None) -> RunOptions:

@@ -11,7 +11,10 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class IntensitySettings:
-    """`clip_zscore`: clip to `clip`, subtract `mean`, divide by `std` (HU for CT). `zscore`: each image by its own."""
+    """`clip_zscore`: clip to `clip`, subtract `mean`, divide by `std` (HU for CT). `zscore`: each image by its own.
+
+    `percentiles`: each image's 0.5th and 99.5th percentile become 0 and 1.
+    """
 
     scheme: str = "clip_zscore"
     clip: tuple[float, float] = (-900.0, 600.0)

@@ -45,3 +45,42 @@ def phantom(
         labels[(((at - middle) / (np.array(radii) * rng.uniform(0.85, 1.15, 3))) ** 2).sum(-1) < 1] = value
     means = np.array([-80.0, 60.0, 150.0])
     return means[labels] + rng.normal(0, 20, shape), labels
+
+
+HEAD = {"white_left": 2, "cortex_left": 3, "core_left": 10, "white_right": 41, "cortex_right": 42, "core_right": 49}
+"""Structures of `head_map` that are to be found; 24 (fluid) and 500 (skin) are painted only."""
+
+
+def head_map(seed: int = 0, *, shape: tuple[int, int, int] = (46, 54, 42), spacing_mm: float = 3.0) -> np.ndarray:
+    """Nested ellipsoids with the proportions of a head, every one its own: FreeSurfer-like numbers, left at low i."""
+    rng = np.random.default_rng([seed, 5])
+    at = np.stack(np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * spacing_mm for n in shape], indexing="ij"), -1)
+    grow = rng.uniform(0.9, 1.1, 3)
+
+    def inside(radii: tuple[float, ...], centre: tuple[float, ...] = (0.0, 0.0, 0.0)) -> np.ndarray:
+        return (((at - np.array(centre)) / (np.array(radii) * grow)) ** 2).sum(-1) < 1
+
+    labels = np.zeros(shape, np.int16)
+    labels[inside((62, 75, 58))] = 500
+    labels[inside((54, 67, 50))] = 24
+    labels[inside((50, 63, 46))] = 3
+    labels[inside((38, 50, 34))] = 2
+    for side in (-1, 1):
+        labels[inside((12, 16, 12), (side * 17.0, -4.0, 2.0))] = 10
+    right = at[..., 0] > 0
+    for left_number, right_number in ((2, 41), (3, 42), (10, 49)):
+        labels[(labels == left_number) & right] = right_number
+    return labels
+
+
+def write_label_maps(folder: Path, *, count: int = 5, spacing_mm: float = 3.0) -> Path:
+    """Head maps as files, axes as scanners write them, with a `dataset.json` that names `HEAD`."""
+    import nibabel as nib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in range(count):
+        affine = np.diag([-spacing_mm, -spacing_mm, spacing_mm, 1.0])
+        labels = np.ascontiguousarray(head_map(n, spacing_mm=spacing_mm)[::-1, ::-1])
+        nib.save(nib.Nifti1Image(labels, affine), folder / f"head_{n}.nii.gz")
+    (folder / "dataset.json").write_text(json.dumps({"name": "heads", "labels": HEAD, "licence": "CC0-1.0"}))
+    return folder

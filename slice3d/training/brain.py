@@ -1,0 +1,158 @@
+"""The recipe of `mr-brain`: MR of no particular contrast painted from label maps, two stages, the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slice3d.progress import Progress, silent
+from slice3d.training import cases
+from slice3d.training.brain_labels import GROUPS, LABELS, class_table, families, left_of
+from slice3d.training.export import CardFacts
+from slice3d.training.generator import GeneratorSettings, LabelMap
+from slice3d.training.labelmaps import GeneratedCrops, label_map, whole_case
+from slice3d.training.settings import IntensitySettings, TrainSettings, Triple
+
+VERSION = "0.1.0"
+FOLDER = "brain-labels"
+SOURCE = "SynthSeg training label maps (github.com/BBillot/SynthSeg), Apache-2.0"
+NAMES = tuple(f"{n:02d}" for n in range(1, 21))
+HELD_OUT = ("04", "09", "14", "19")
+COARSE_MM = (3.0, 3.0, 3.0)
+FINE_MM = (2.0, 2.0, 2.0)
+
+
+@dataclass(frozen=True)
+class BrainRecipe:
+    """How much of everything; the defaults are those of the shipped weights."""
+
+    coarse_steps: int = 2000
+    coarse_patch: Triple = (48, 64, 48)
+    fine_steps: int = 750
+    fine_patch: Triple = (64, 80, 64)
+    channels: tuple[int, ...] = (32, 64, 128, 192, 256)
+    names: tuple[str, ...] = NAMES
+    held_out: tuple[str, ...] = HELD_OUT
+    workers: int = 1
+    threads: int = 1
+
+
+def coarse_settings(recipe: BrainRecipe) -> TrainSettings:
+    """3 mm voxels, nearly the whole brain in each sample: where structures lie in it, whatever the contrast."""
+    arguments = {
+        "spatial_dims": 3, "in_channels": 1, "out_channels": len(LABELS) + 1, "channels": list(recipe.channels),
+        "strides": [2] * (len(recipe.channels) - 1), "num_res_units": 2, "norm": ["GROUP", {"num_groups": 1}],
+    }  # fmt: skip
+    return TrainSettings(
+        network="monai.networks.nets.UNet", arguments=arguments, labels=LABELS, deep_supervision=True,
+        patch_size=recipe.coarse_patch, spacing_mm=COARSE_MM, steps=recipe.coarse_steps,
+        intensity=IntensitySettings(scheme="percentiles"), lr=1.5e-3, lr_end=3e-4, warmup=50, ema=0.99,
+        validate_every=10**9, save_every=50, workers=recipe.workers, threads=recipe.threads,
+    )  # fmt: skip
+
+
+def fine_settings(recipe: BrainRecipe) -> TrainSettings:
+    """2 mm voxels: where their borders are."""
+    return replace(
+        coarse_settings(recipe), patch_size=recipe.fine_patch, spacing_mm=FINE_MM, steps=recipe.fine_steps, lr=8e-4,
+        lr_end=1e-5, warmup=20, ema=0.99, seed=1, validate_every=recipe.fine_steps,
+    )  # fmt: skip
+
+
+def read_brain_maps(data: Path, names: Sequence[str], *, progress: Progress = silent) -> list[LabelMap]:
+    """The maps of these names (`"01"`…). Raises `InputError` when one is missing."""
+    table = class_table()
+    classes = {int(value): int(table[value]) for value in np.flatnonzero(table)}
+    out = []
+    for done, name in enumerate(names):
+        labels, grid = cases.read(data / FOLDER / f"training_seg_{name}.nii.gz")
+        out.append(
+            label_map(name, labels.astype(np.int32), grid.spacing_mm, classes, LABELS, same=left_of, families=families)
+        )
+        progress("reading label maps", (done + 1) / len(names))
+    return out
+
+
+def train_brain(
+    data: Path, out: Path, *, report: Callable[[str], None] = lambda line: None, processes: Any = None,
+    recipe: BrainRecipe | None = None, progress: Progress = silent,
+) -> Path:  # fmt: skip
+    """Run the recipe and return the package's folder. Each stage goes on where an interrupted run left it."""
+    from slice3d.training.curves import draw_curves
+    from slice3d.training.export import export
+    from slice3d.training.loop import fit, warm_start
+    from slice3d.training.validate import WholeVolumes
+
+    recipe = recipe or BrainRecipe()
+    training = [name for name in recipe.names if name not in recipe.held_out]
+    maps = read_brain_maps(data, training, progress=progress)
+    coarse, fine, how = coarse_settings(recipe), fine_settings(recipe), GeneratorSettings()
+    report(
+        f"{len(maps)} label maps to paint from, {len(recipe.held_out)} held out; {coarse.steps} steps at "
+        f"{COARSE_MM[0]} mm, {fine.steps} at {FINE_MM[0]} mm"
+    )
+    first = fit(GeneratedCrops(maps, coarse, how), coarse, out / "coarse", processes=processes, progress=progress)
+    warm_start(first, out / "fine")
+    held = read_brain_maps(data, recipe.held_out)
+    validation = WholeVolumes([whole_case(m, fine, how, seed=n) for n, m in enumerate(held)], fine)
+    last = fit(
+        GeneratedCrops(maps, fine, how), fine, out / "fine", validate=validation if held else None,
+        processes=processes, progress=progress,
+    )  # fmt: skip
+    draw_curves(out / "fine", out / "learning-curves.png")
+    return export(last, fine, package_facts(training, recipe.held_out), out / "package")
+
+
+def package_facts(
+    training: Sequence[str], held_out: Sequence[str], *, scores: Mapping[str, Any] | None = None,
+    reliability: Mapping[str, Any] | None = None, run: Mapping[str, Any] | None = None,
+) -> CardFacts:  # fmt: skip
+    """Facts and card of the package. scores: case → structure → {dice, …}. run: time and hardware."""
+    return CardFacts(
+        name="mr-brain",
+        version=VERSION,
+        licence="CC-BY-4.0",
+        modality=("MR",),
+        groups=GROUPS,
+        training={
+            "recipe": "slice3d train --recipe mr-brain",
+            "label_maps_for_synthesis": {f"training_seg_{name}": SOURCE for name in training},
+            "held_out": {f"training_seg_{name}": SOURCE for name in held_out},
+            **dict(run or {}),
+        },
+        scores=scores or {},
+        reliability=reliability or {},
+        card=card_text(training, held_out, scores or {}),
+    )
+
+
+def card_text(training: Sequence[str], held_out: Sequence[str], scores: Mapping[str, Any]) -> str:
+    """README.md of the package. scores: `<map> <setting>` → structure → {dice}."""
+    rows = [
+        f"| {case} | {sum(r['dice'] for r in table.values()) / len(table):.3f} | "
+        f"{min(table, key=lambda n: table[n]['dice'])} {min(r['dice'] for r in table.values()):.3f} |"
+        for case, table in scores.items()
+        if table
+    ]
+    return "\n".join(
+        [
+            "# mr-brain", "",
+            "Brain structures (left and right) on MR of any contrast, 2 mm, one 3D U-Net. **It has never seen a real "
+            "image**: every training image was painted from a label map. Not a medical device: look at every outline "
+            "before you use it.", "",
+            f"Structures: {', '.join(LABELS.values())}.", "",
+            "## Scores on synthetic images of label maps it was not trained on", "",
+            "The images follow a signal model with settings never used in training (`benchmarks/accuracy_brain.py`). "
+            "They say nothing certain about patients; no real image with expert labels was at hand.", "",
+            "| image | mean Dice | worst structure |", "|---|---|---|", *rows, "",
+            "## Made from", "",
+            f"{SOURCE}. Painted for training: {', '.join(training)}. Held out: {', '.join(held_out) or 'none'}.", "",
+            "`docs/models.md` has the method, the pictures and the limits. Left and right come from the file's "
+            "orientation: a brain is too symmetric for the network to notice a mirrored one. Weights: CC BY 4.0, with "
+            "attribution to the source above.", "",
+        ]
+    )  # fmt: skip

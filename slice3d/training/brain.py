@@ -30,9 +30,10 @@ FINE_MM = (2.0, 2.0, 2.0)
 class BrainRecipe:
     """How much of everything; the defaults are those of the shipped weights."""
 
-    coarse_steps: int = 2000
+    coarse_steps: int = 1450
+    coarse_schedule: int = 2000
     coarse_patch: Triple = (48, 64, 48)
-    fine_steps: int = 750
+    fine_steps: int = 1400
     fine_patch: Triple = (64, 80, 64)
     channels: tuple[int, ...] = (32, 64, 128, 192, 256)
     names: tuple[str, ...] = NAMES
@@ -49,7 +50,7 @@ def coarse_settings(recipe: BrainRecipe) -> TrainSettings:
     }  # fmt: skip
     return TrainSettings(
         network="monai.networks.nets.UNet", arguments=arguments, labels=LABELS, deep_supervision=True,
-        patch_size=recipe.coarse_patch, spacing_mm=COARSE_MM, steps=recipe.coarse_steps,
+        patch_size=recipe.coarse_patch, spacing_mm=COARSE_MM, steps=recipe.coarse_schedule,
         intensity=IntensitySettings(scheme="percentiles"), lr=1.5e-3, lr_end=3e-4, warmup=50, ema=0.99,
         validate_every=10**9, save_every=50, workers=recipe.workers, threads=recipe.threads,
     )  # fmt: skip
@@ -58,7 +59,7 @@ def coarse_settings(recipe: BrainRecipe) -> TrainSettings:
 def fine_settings(recipe: BrainRecipe) -> TrainSettings:
     """2 mm voxels: where their borders are."""
     return replace(
-        coarse_settings(recipe), patch_size=recipe.fine_patch, spacing_mm=FINE_MM, steps=recipe.fine_steps, lr=8e-4,
+        coarse_settings(recipe), patch_size=recipe.fine_patch, spacing_mm=FINE_MM, steps=recipe.fine_steps, lr=1.4e-3,
         lr_end=1e-5, warmup=20, ema=0.99, seed=1, validate_every=recipe.fine_steps,
     )  # fmt: skip
 
@@ -92,10 +93,13 @@ def train_brain(
     maps = read_brain_maps(data, training, progress=progress)
     coarse, fine, how = coarse_settings(recipe), fine_settings(recipe), GeneratorSettings()
     report(
-        f"{len(maps)} label maps to paint from, {len(recipe.held_out)} held out; {coarse.steps} steps at "
+        f"{len(maps)} label maps to paint from, {len(recipe.held_out)} held out; {recipe.coarse_steps} steps at "
         f"{COARSE_MM[0]} mm, {fine.steps} at {FINE_MM[0]} mm"
     )
-    first = fit(GeneratedCrops(maps, coarse, how), coarse, out / "coarse", processes=processes, progress=progress)
+    first = fit(
+        GeneratedCrops(maps, coarse, how), coarse, out / "coarse", processes=processes,
+        stop_after=recipe.coarse_steps, progress=progress,
+    )  # fmt: skip
     warm_start(first, out / "fine")
     held = read_brain_maps(data, recipe.held_out)
     validation = WholeVolumes([whole_case(m, fine, how, seed=n) for n, m in enumerate(held)], fine)

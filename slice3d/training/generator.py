@@ -186,7 +186,7 @@ def smooth(
     small = [max(2, -(-n // f) + 1) for n, f in zip(shape, factor, strict=True)]
     raw = rng.standard_normal(small, dtype=np.float32)
     sigma = [cell_mm / 2.5 / s / f for s, f in zip(spacing_mm, factor, strict=True)]
-    field_ = ndimage.gaussian_filter(raw, sigma, mode="reflect")
+    field_: Array = ndimage.gaussian_filter(raw, sigma, mode="reflect")
     field_ /= max(float(field_.std()), 1e-6)
     if tuple(small) == tuple(shape):
         return field_

@@ -108,7 +108,7 @@ def _faces(result: Segmentation) -> dict[str, NDArray[np.float64]]:
         area = float(np.prod([s for n, s in enumerate(grid.spacing_mm) if n != axis]))
         ends = _FACES[world] if grid.directions[world, axis] > 0 else _FACES[world][::-1]
         for end, index in zip(ends, (0, -1), strict=True):
-            face = labels[(*[slice(None)] * axis, index)]
+            face = np.moveaxis(labels, axis, 0)[index]
             found[end] = np.bincount(face.ravel(), minlength=most).astype(np.float64) * area
     return found
 

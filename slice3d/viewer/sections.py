@@ -118,9 +118,9 @@ def _table(
         swatch = _SWATCH.format(red, green, blue)
         values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         lines.append(f'<tr><th scope="row">{swatch}{escape(title_of(name))}</th>{values}</tr>')
-    caption = "<caption>Of the labelled voxels, and of the surfaces made from them</caption>"
-    table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    return f'<div class="scroll" tabindex="0" role="region" aria-labelledby="numbers-title">{table}</div>'
+    about = '<p class="about" id="numbers-about">Of the labelled voxels, and of the surfaces made from them.</p>'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'{about}<div class="scroll" tabindex="0" role="region" aria-labelledby="numbers-about">{table}</div>'
 
 
 def _number(value: Any, form: str) -> str:

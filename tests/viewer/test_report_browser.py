@@ -143,6 +143,107 @@ def test_keyboard_moves_slices_and_measures(opened: Opened) -> None:
     assert opened.page.locator("#distance").text_content() == "Distance: 20.0 mm"  # four slices of 5 mm
 
 
+_STATE = (
+    "(() => { const { nv } = slice3dReport; return [nv.opts.sliceType, nv.opts.dragMode, nv.scene.renderAzimuth,"
+    " nv.scene.renderElevation, nv.scene.volScaleMultiplier, ...nv.scene.clipPlane, ...nv.scene.crosshairPos]; })()"
+)
+
+
+def test_keys_on_the_picture(opened: Opened) -> None:
+    page = opened.page
+    page.locator("#canvas").focus()
+    slider, place = page.get_by_label("Axial"), page.locator("#place")
+    assert place.get_attribute("aria-live") == "polite"
+    slider.fill("4")
+    page.locator("#canvas").focus()
+    before = place.text_content()
+    page.keyboard.press("ArrowUp")
+    assert slider.input_value() == "5"
+    assert place.text_content() != before
+    page.keyboard.press("PageDown")
+    assert slider.input_value() == "0"
+    state, picture = page.evaluate(_STATE), opened.pixels()
+    page.keyboard.press("ArrowRight")
+    turned = page.evaluate(_STATE)
+    assert turned[2] - state[2] == 10
+    assert (np.abs(opened.pixels() - picture).sum(axis=2) > 30).sum() > 200
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("+")
+    assert page.evaluate(_STATE)[4] == pytest.approx(1.1)
+    page.keyboard.press("-")
+    assert page.evaluate(_STATE) == pytest.approx(state)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") != "canvas"  # the keyboard is not caught
+    assert place.get_attribute("aria-live") == "off"
+
+
+def test_keys_of_the_library_do_nothing(opened: Opened) -> None:
+    """NiiVue's own would cut the surfaces open, change the view behind the buttons, and show its version in a dialog."""
+    opened.page.locator("#canvas").focus()
+    state = opened.page.evaluate(_STATE)
+    for key in ("v", "c", "m", "h", "Shift+?"):
+        opened.page.keyboard.press(key)
+        opened.page.wait_for_timeout(100)
+    assert opened.page.evaluate(_STATE) == state
+    assert opened.said == []
+
+
+def test_focus_is_seen_on_the_picture(opened: Opened) -> None:
+    canvas = opened.page.locator("#canvas")
+    opened.page.get_by_role("button", name="All", exact=True).focus()
+    before = opened.pixels()
+    opened.page.keyboard.press("Shift+Tab")
+    assert canvas.evaluate("(e) => e === document.activeElement")
+    edge = np.abs(opened.pixels() - before).sum(axis=2)[:5]
+    assert (edge > 100).any(axis=0).mean() > 0.8  # a line along the upper edge
+
+
+def test_what_a_screen_reader_is_told(opened: Opened) -> None:
+    session = opened.context.new_cdp_session(opened.page)
+    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    session.detach()
+    told = [n for n in nodes if not n["ignored"]]
+    pairs = {(n["role"]["value"], n.get("name", {}).get("value", "")) for n in told}
+    (canvas,) = (n for n in told if n["role"]["value"] == "application")
+    assert "slice" in canvas["description"]["value"]
+    assert {("slider", "Axial"), ("slider", "Zoom"), ("checkbox", "Spleen"), ("button", "bone"), ("main", "")} <= pairs
+    assert {
+        ("region", name) for name in ("Slices and surfaces", "Numbers", "What to know", "How sure is this?")
+    } <= pairs
+    assert ("columnheader", "Volume, ml") in pairs
+    live = [n for n in told for p in n.get("properties", ()) if p["name"] == "live" and p["value"]["value"] != "off"]
+    assert len(live) == 2  # what the page is doing, and what was measured; not every number beside a slider
+
+
+def test_zoom_keeps_the_cross_in_place(opened: Opened) -> None:
+    opened.page.get_by_role("button", name="Axial").click()
+    zoom, picture = opened.page.get_by_label("Zoom"), opened.pixels()
+    yellow = np.array([255, 217, 77])
+
+    def cross(pixels: np.ndarray) -> np.ndarray:
+        line = np.abs(pixels - yellow).sum(axis=2) < 120
+        return np.array([line.sum(axis=0).argmax(), line.sum(axis=1).argmax()])
+
+    zoom.fill("2")
+    assert zoom.get_attribute("aria-valuetext") == "200 %"
+    assert (np.abs(opened.pixels() - picture).sum(axis=2) > 30).sum() > 1000
+    assert np.abs(cross(opened.pixels()) - cross(picture)).max() <= 12  # the line is a voxel wide, and so twice as wide
+    zoom.fill("1")
+    assert np.abs(opened.pixels() - picture).mean() < 0.1
+    opened.page.get_by_role("button", name="All", exact=True).click()
+
+
+def test_surfaces_fill_their_view(opened: Opened) -> None:
+    opened.page.get_by_role("button", name="3D").click()
+    size = "slice3dReport.nv.furthestFromPivot"
+    low, high = (opened.page.evaluate(f"[...slice3dReport.surfaces.values()].map((m) => [...m.{end}])")
+                 for end in ("extentsMin", "extentsMax"))  # fmt: skip
+    span = np.max(high, axis=0) - np.min(low, axis=0)
+    assert opened.page.evaluate(size) == pytest.approx(np.linalg.norm(span) / 2, rel=1e-4)
+    assert opened.page.evaluate("slice3dReport.nv.pivot3D") == pytest.approx(np.min(low, axis=0) + span / 2, abs=1e-3)
+    opened.page.get_by_role("button", name="All", exact=True).click()
+
+
 def test_cross_names_the_structure_under_it(opened: Opened) -> None:
     # The middle of the tumour in world RAS: voxel (9, 11.5, 4.5) of the grid in `study`.
     opened.page.evaluate(
@@ -161,6 +262,7 @@ def test_ruler_draws_on_a_slice(opened: Opened) -> None:
     ruler = opened.page.get_by_text("Ruler: drag on a slice")
     ruler.click()
     assert ruler.get_attribute("aria-pressed") == "true"
+    opened.page.evaluate("scrollTo(0, 0)")
     where = opened.page.locator("#canvas").bounding_box()
     assert where
     x, y = where["x"] + where["width"] / 2, where["y"] + where["height"] / 2
@@ -172,6 +274,10 @@ def test_ruler_draws_on_a_slice(opened: Opened) -> None:
     made = opened.page.evaluate("slice3dReport.nv.document.completedMeasurements.map((m) => m.distance)")
     assert len(made) == 1
     assert 1 < made[0] < 60
+    assert opened.page.locator("#distance").text_content() == f"Distance: {made[0]:.1f} mm"
+    opened.page.mouse.click(x, y)
+    opened.page.wait_for_timeout(500)
+    assert opened.page.evaluate("slice3dReport.nv.document.completedMeasurements.length") == 1  # a click is no distance
     opened.page.get_by_text("Clear").click()
     assert opened.page.evaluate("slice3dReport.nv.document.completedMeasurements.length") == 0
     ruler.click()
@@ -194,6 +300,9 @@ def test_window_and_overlay_change_the_picture(opened: Opened) -> None:
     assert opened.page.get_by_role("button", name="bone").get_attribute("aria-pressed") == "false"
     opened.page.get_by_role("button", name="automatic").click()
     assert opened.page.locator("#width-out").text_content() == "400 HU"
+    opened.page.evaluate("(nv => { nv.volumes[0].cal_max += 7; nv.onIntensityChange(); })(slice3dReport.nv)")
+    assert opened.page.get_by_role("button", name="automatic").get_attribute("aria-pressed") == "false"
+    opened.page.get_by_role("button", name="automatic").click()
     overlay = opened.page.get_by_label("Overlay")
     overlay.focus()
     opened.page.keyboard.press("Home")
@@ -219,6 +328,9 @@ def test_phone_in_the_dark(browser: Any, path: Path) -> None:
     phone = Opened(browser, path, viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True)
     assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert phone.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    about = phone.page.locator("#numbers-about")
+    assert about.evaluate("(e) => e.scrollWidth <= e.clientWidth")  # not cut where the table runs out of the screen
+    assert phone.page.locator("tbody th").first.evaluate("(e) => getComputedStyle(e).position") == "sticky"
     dark = phone.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     phone.page.get_by_role("button", name="Dark theme").click()
     assert phone.page.evaluate("getComputedStyle(document.documentElement).backgroundColor") != dark

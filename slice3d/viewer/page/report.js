@@ -10,10 +10,12 @@ const PLANES = [
   { name: "Coronal", type: 1, axis: 1, ends: ["P", "A"] },
   { name: "Sagittal", type: 2, axis: 0, ends: ["L", "R"] },
 ];
+const TURN = 10, LEAP = 10; // degrees and slices per key
 const surfaces = new Map();
 let nv = null;
 let overlay = null;
-let start = null;
+let start = null; // mm
+let told = null; // the last of the ruler's measurements that was put into words
 
 function bytes(base64) {
   const text = atob(base64);
@@ -55,7 +57,7 @@ function makeSliders() {
   for (const plane of PLANES) {
     const slider = element("input", { type: "range", min: 0, max: size[plane.axis + 1] - 1, step: 1 });
     slider.id = `slice-${plane.name.toLowerCase()}`;
-    const shown = element("output");
+    const shown = element("output", { ariaLive: "off" });
     slider.addEventListener("input", () => {
       nv.scene.crosshairPos[plane.axis] = (Number(slider.value) + 0.5) / size[plane.axis + 1];
       nv.drawScene();
@@ -63,7 +65,7 @@ function makeSliders() {
     });
     plane.slider = slider;
     plane.shown = shown;
-    byId("sliders").append(element("label", { className: "slider" }, element("span", { textContent: plane.name }), slider, shown));
+    byId("slices").append(element("label", { className: "slider" }, element("span", { textContent: plane.name }), slider, shown));
   }
 }
 
@@ -95,6 +97,10 @@ function setWindow({ low, high }) {
 function showWindow() {
   const { cal_min, cal_max } = nv.volumes[0];
   const unit = data.modality === "CT" ? " HU" : "";
+  for (const [n, button] of [...byId("presets").children].entries()) {
+    const { low, high } = data.presets[n];
+    if (low !== cal_min || high !== cal_max) button.setAttribute("aria-pressed", "false");
+  }
   for (const [name, value] of [["level", (cal_min + cal_max) / 2], ["width", cal_max - cal_min]]) {
     const text = `${Number(value.toPrecision(4))}${unit}`;
     byId(name).value = String(value);
@@ -110,7 +116,6 @@ function makeWindow() {
   Object.assign(byId("level"), { min: low, max: high, step });
   Object.assign(byId("width"), { min: step, max: widest, step });
   const pick = () => {
-    for (const button of byId("presets").children) button.setAttribute("aria-pressed", "false");
     const [level, width] = ["level", "width"].map((name) => Number(byId(name).value));
     setWindow({ low: level - width / 2, high: level + width / 2 });
   };
@@ -118,6 +123,66 @@ function makeWindow() {
   byId("width").addEventListener("input", pick);
   nv.onIntensityChange = showWindow;
   showWindow();
+}
+
+function makeZoom() {
+  byId("zoom").addEventListener("input", (event) => {
+    const zoom = Number(event.target.value);
+    const pan = Array.from(nv.scene.pan2Dxyzmm);
+    // The cross stays where it is on the screen; without magnification everything is where it was.
+    crossInMm().forEach((mm, axis) => (pan[axis] = zoom === 1 ? 0 : pan[axis] + (pan[3] - zoom) * mm));
+    pan[3] = zoom;
+    nv.setPan2Dxyzmm(pan);
+    byId("zoom-out").textContent = `${Math.round(zoom * 100)} %`;
+    event.target.setAttribute("aria-valuetext", byId("zoom-out").textContent);
+  });
+}
+
+function step({ axis, slider }, slices) {
+  const last = Number(slider.max);
+  const next = Math.min(last, Math.max(0, Number(slider.value) + slices));
+  nv.scene.crosshairPos[axis] = (next + 0.5) / (last + 1);
+  nv.drawScene();
+  moved();
+}
+
+function makeKeys() {
+  const arrows = { ArrowUp: [0, 1], ArrowDown: [0, -1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
+  // The viewer has keys of its own, which cut surfaces open and change views behind our buttons: they stay unheard.
+  canvas.addEventListener("keyup", (event) => event.stopImmediatePropagation(), true);
+  canvas.addEventListener("keydown", (event) => {
+    event.stopImmediatePropagation();
+    if (canvas.dataset.ready !== "yes" || event.ctrlKey || event.altKey || event.metaKey) return;
+    const view = nv.opts.sliceType;
+    const plane = PLANES.find((p) => p.type === view) ?? PLANES[0];
+    const [right, up] = arrows[event.key] ?? [0, 0];
+    if ((right && view === ALL) || ((right || up) && view === RENDER)) {
+      nv.setRenderAzimuthElevation(nv.scene.renderAzimuth + TURN * right, nv.scene.renderElevation + TURN * up);
+    } else if (right || up) {
+      step(plane, right + up);
+    } else if (event.key === "PageUp" || event.key === "PageDown") {
+      step(plane, event.key === "PageUp" ? LEAP : -LEAP);
+    } else if (event.key === "+" || event.key === "-") {
+      nv.setScale(nv.scene.volScaleMultiplier * (event.key === "+" ? 1.1 : 1 / 1.1));
+    } else return;
+    event.preventDefault();
+  }, true);
+  // Where a screen reader stands on the picture, it is told the place after each key.
+  canvas.addEventListener("focus", () => (byId("place").ariaLive = "polite"));
+  canvas.addEventListener("blur", () => (byId("place").ariaLive = "off"));
+}
+
+function fillWithSurfaces() {
+  const shown = data.structures.filter((s) => s.shown && surfaces.has(s.name)).map((s) => surfaces.get(s.name));
+  if (!shown.length) return;
+  const [low, high] = [["extentsMin", Math.min], ["extentsMax", Math.max]].map(([end, pick]) =>
+    [0, 1, 2].map((axis) => pick(...shown.map((mesh) => mesh[end][axis]))));
+  // The viewer turns about the middle of the whole scan and leaves room for it; this instance about the surfaces.
+  nv.setPivot3D = () => {
+    Object.getPrototypeOf(nv).setPivot3D.call(nv);
+    nv.pivot3D = low.map((v, axis) => (v + high[axis]) / 2);
+    nv.furthestFromPivot = Math.hypot(...low.map((v, axis) => high[axis] - v)) / 2;
+  };
 }
 
 function shownOnes() {
@@ -191,9 +256,21 @@ function makeMeasuring() {
     ruler.setAttribute("aria-pressed", String(on));
     nv.opts.dragModePrimary = on ? RULER : CROSS;
   });
+  addEventListener("pointerup", () => setTimeout(() => {
+    const made = nv.document.completedMeasurements;
+    const last = made[made.length - 1];
+    if (!last || last === told) return;
+    if (last.distance === 0) {
+      made.pop(); // a click is no distance
+      nv.drawScene();
+      return;
+    }
+    told = last;
+    byId("distance").textContent = `Distance: ${last.distance.toFixed(1)} mm`;
+  }));
   byId("clear").addEventListener("click", () => {
     nv.clearAllMeasurements();
-    start = null;
+    start = told = null;
     byId("distance").textContent = "Nothing measured.";
   });
   byId("from").addEventListener("click", () => {
@@ -219,10 +296,11 @@ async function open() {
   nv = new globalThis.Slice3dNiivue({
     backColor: [0, 0, 0, 1], crosshairColor: [1, 0.85, 0.3, 0.8], crosshairWidth: 1, crosshairWidthUnit: "voxels",
     fontColor: [1, 0.88, 0.55, 1], isRadiologicalConvention: true, sagittalNoseLeft: true, isSliceMM: true,
-    multiplanarShowRender: 1, multiplanarLayout: 2, dragAndDropEnabled: false, showLegend: false, loadingText: "",
+    isOrientCube: true, multiplanarShowRender: 1, multiplanarLayout: 2, dragAndDropEnabled: false, showLegend: false, loadingText: "",
     logLevel: "error", dragMode: WINDOWING, dragModePrimary: CROSS, measureLineColor: [0.4, 0.9, 1, 1],
     measureTextColor: [0.4, 0.9, 1, 1], meshThicknessOn2D: 0, show3Dcrosshair: true, isAlphaClipDark: true,
   });
+  makeKeys(); // before the viewer's own, so that they hear first
   await nv.attachToCanvas(canvas, true);
   // Nothing is computed or drawn until all is there: without a graphics card each time costs seconds.
   nv.drawScene = nv.updateGLVolume = () => {};
@@ -241,6 +319,7 @@ async function open() {
     });
     surfaces.set(structure.name, mesh);
   }
+  fillWithSurfaces();
   delete nv.drawScene;
   delete nv.updateGLVolume;
   nv.updateGLVolume();
@@ -254,6 +333,7 @@ async function open() {
   choices(byId("presets"), data.presets, setWindow, 0);
   makeWindow();
   makeSliders();
+  makeZoom();
   makeSlidersOfOpacity();
   makeMeasuring();
   nv.onLocationChange = moved;

@@ -345,19 +345,24 @@ def _manifest(
     return {
         "slice3d": __version__,
         "disclaimer": DISCLAIMER,
-        "input": {
-            "shape": list(volume.grid.shape),
-            "spacing_mm": [round(s, 6) for s in volume.grid.spacing_mm],
-            "orientation": volume.grid.orientation,
-            "modality": volume.modality,
-            "acquisition": {k: _jsonable(v) for k, v in volume.metadata.items() if k not in _FREE_TEXT},
-        },
+        "input": study_facts(volume),
         "model": {key: _jsonable(value) for key, value in result.metadata.items()},
         "settings": _jsonable(asdict(settings)),
         "timings_s": dict(timings),
         "findings": _jsonable([finding.to_dict() for finding in findings]),
         "estimated": "segmentation and surfaces are a network's estimate, not a measurement",
         "versions": _versions(),
+    }
+
+
+def study_facts(volume: Volume) -> dict[str, Any]:
+    """What a manifest says of the study: its grid and how it was acquired, nothing that names a person."""
+    return {
+        "shape": list(volume.grid.shape),
+        "spacing_mm": [round(s, 6) for s in volume.grid.spacing_mm],
+        "orientation": volume.grid.orientation,
+        "modality": volume.modality,
+        "acquisition": {k: _jsonable(v) for k, v in volume.metadata.items() if k not in _FREE_TEXT},
     }
 
 

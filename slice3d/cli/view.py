@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slice3d.cli import console
 
 if TYPE_CHECKING:
+    from slice3d.findings import Finding
     from slice3d.mesh import Mesh
     from slice3d.volume import Segmentation, Volume
 
@@ -34,9 +35,13 @@ def view(
         volume = io.load(study)
         segmentation = _labels(labels, volume)
         meshes = [mesh for path in surfaces for mesh in _meshes(path)]
+        findings = [found for mesh in meshes for found in (*mesh.findings, *_outside(mesh, volume))]
         progress("load", 1.0)
         progress("page", 0.0)
-        viewer.report(volume, segmentation, meshes, out)
+        manifest = _manifest(volume, results or [])
+        viewer.report(
+            volume, segmentation, meshes, out, metrics=_metrics(segmentation), manifest=manifest, findings=findings
+        )
         progress("page", 1.0)
     size = out.stat().st_size
     if as_json:
@@ -70,13 +75,71 @@ def _labels(path: Path | None, volume: Volume) -> Segmentation:
     import numpy as np
 
     from slice3d import io
+    from slice3d.errors import GeometryError
+    from slice3d.findings import Finding
+    from slice3d.grid import describe
     from slice3d.resample import resample_labels
     from slice3d.volume import Segmentation, freeze
 
     if path is None:
         return Segmentation(freeze(np.zeros(volume.grid.shape, dtype=np.uint8)), volume.grid, {})
     found = io.load_segmentation(path, reference=volume)
-    return found if found.grid.matches(volume.grid) else resample_labels(found, grid=volume.grid)
+    if found.grid.matches(volume.grid):
+        return found
+    moved = resample_labels(found, grid=volume.grid)
+    before, after = (np.count_nonzero(s.labels) * s.grid.voxel_volume_mm3 / 1000 for s in (found, moved))
+    if before and not after:
+        raise GeometryError(
+            f"no labelled voxel of {path.name} ({describe(found.grid)}) lies inside the study ({describe(volume.grid)}); "
+            "expected labels of this study; check that they belong together"
+        )
+    said = (
+        f"the labels came on another grid ({describe(found.grid)}) and were put on the study's; "
+        f"{before:.4g} ml of labels became {after:.4g} ml, and the numbers here are of these"
+    )
+    details = {"before_ml": round(float(before), 3), "after_ml": round(float(after), 3)}
+    return moved.with_findings([Finding("labels-resampled", said, details=details)])
+
+
+def _outside(mesh: Mesh, volume: Volume) -> list[Finding]:
+    """A finding for a surface that leaves the scan. Raises `GeometryError` where none of it lies inside."""
+    import numpy as np
+
+    from slice3d.errors import GeometryError
+    from slice3d.findings import Finding
+
+    index = volume.grid.to_index(mesh.vertices)
+    margin = 1.0  # a surface on the outermost voxels runs half a voxel beyond their centres, and smoothing moves it
+    inside = ((index >= -margin) & (index <= np.array(volume.grid.shape) - 1 + margin)).all(axis=1)
+    if inside.all():
+        return []
+    if not inside.any():
+        raise GeometryError(
+            f"no point of the surface {mesh.name!r} lies inside the study; expected a surface of this study in millimetres; "
+            "check that they belong together, and in which coordinates it was written"
+        )
+    share = 100 * float((~inside).mean())
+    said = f"{share:.3g} % of the surface {mesh.name} lies outside the study: it may belong to another one"
+    return [Finding("surface-outside", said, details={"outside_percent": round(share, 2)})]
+
+
+def _metrics(segmentation: Segmentation) -> dict[str, Any]:
+    from slice3d.metrics import components
+
+    masks = {name: segmentation.mask(name) for name in segmentation.structures}
+    return {"structures": {name: {"components": components(mask)} for name, mask in masks.items()}}
+
+
+def _manifest(volume: Volume, results: list[Path]) -> dict[str, Any]:
+    import hashlib
+
+    from slice3d import __version__
+    from slice3d.pipeline import DISCLAIMER, study_facts, volume_hash
+
+    # by what they hold, not by their names: these may name a person
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in results if path.is_file()]
+    facts = {**study_facts(volume), "sha256": volume_hash(volume)}
+    return {"slice3d": __version__, "disclaimer": DISCLAIMER, "input": facts, "results_sha256": hashes}
 
 
 def _meshes(path: Path) -> list[Mesh]:

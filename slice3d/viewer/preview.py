@@ -55,7 +55,7 @@ def preview(
     """Draw axial, coronal and sagittal slices with outlines, the surfaces, volumes in ml and `findings`.
 
     Slices hang in the radiological convention, in the slice that shows most of the structures. The structures are those
-    of `meshes`, or all of the segmentation when there are none. Returns (rows, columns, 3) uint8 and writes a PNG when
+    of `meshes`, and the labels that none of them holds. Returns (rows, columns, 3) uint8 and writes a PNG when
     `path` is given. Raises `InputError` when the grids differ or `path` cannot be written.
     """
     if not segmentation.grid.matches(volume.grid):
@@ -78,9 +78,10 @@ def mesh_list(meshes: Mapping[str, Mesh] | Iterable[Mesh]) -> list[Mesh]:
 
 
 def shown_structures(segmentation: Segmentation, meshes: Sequence[Mesh]) -> tuple[str, ...]:
-    """What to outline: the structures that have a surface, else every label; groups only when asked for by a mesh."""
-    named = [mesh.name for mesh in meshes if mesh.name in segmentation.structures]
-    return tuple(dict.fromkeys(named)) or tuple(segmentation.names[v] for v in sorted(segmentation.names))
+    """What to outline: the structures that have a surface, and every other label; groups only when asked for by a mesh."""
+    named = dict.fromkeys(mesh.name for mesh in meshes if mesh.name in segmentation.structures)
+    covered = {value for name in named for value in segmentation.values(name)}
+    return (*named, *(segmentation.names[v] for v in sorted(segmentation.names) if v not in covered))
 
 
 def _scene(volume: Volume, segmentation: Segmentation, meshes: Sequence[Mesh]) -> _Scene:

@@ -30,10 +30,16 @@ def obj_text(meshes: Sequence[Mesh], material_file: str | None) -> str:
         out += [f"o {name}", f"g {name}"]
         if material_file:
             out.append(f"usemtl {name}")
-        out += [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in (mesh.vertices * LPS).tolist()]
+        out += [f"v {x:.9g} {y:.9g} {z:.9g}" for x, y, z in _float32(mesh.vertices * LPS)]
         out += [f"f {a} {b} {c}" for a, b, c in (mesh.faces + base).tolist()]
         base += len(mesh.vertices)
     return "\n".join(out) + "\n"
+
+
+def _float32(points: NDArray[np.float64]) -> list[list[float]]:
+    """What float32 holds of the points: nine digits give it back to the bit, and it is what the print gate looked at."""
+    out: list[list[float]] = points.astype(np.float32).astype(np.float64).tolist()
+    return out
 
 
 def mtl_text(meshes: Sequence[Mesh]) -> str:
@@ -128,7 +134,7 @@ def write_3mf(mesh: Mesh | Sequence[Mesh], path: Path) -> None:
     )
     objects = []
     for number, (m, name) in enumerate(zip(meshes, names, strict=True)):
-        points = "".join(f'<vertex x="{x:.5f}" y="{y:.5f}" z="{z:.5f}"/>' for x, y, z in (m.vertices * LPS).tolist())
+        points = "".join(f'<vertex x="{x:.9g}" y="{y:.9g}" z="{z:.9g}"/>' for x, y, z in _float32(m.vertices * LPS))
         triangles = "".join(f'<triangle v1="{a}" v2="{b}" v3="{c}"/>' for a, b, c in m.faces.tolist())
         objects.append(
             f'<object id="{number + 2}" name={quoteattr(name)} type="model" pid="1" pindex="{number}">'

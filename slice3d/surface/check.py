@@ -14,6 +14,7 @@ from slice3d.surface.distance import deviation, sample_with_normals
 from slice3d.surface.intersect import self_intersections
 
 # STL stores float32: at 0.5 m from the origin its step is 3e-5 mm, and thinner triangles collapse in the file.
+# What is looked at is therefore what the file will hold.
 _DEGENERATE_MM = 5e-5
 
 
@@ -22,8 +23,8 @@ class PrintReport:
     """What the gate found. Lengths in mm, volumes in mm³.
 
     closed: no edge with a single face. manifold: every edge has two faces and every vertex one fan. oriented: neighbours
-    agree on which side is out. outward: the whole encloses positive volume. degenerate_faces: repeated or collinear
-    corners. components: separate outer shells; cavities: shells that enclose a hole. genus: handles, over all shells.
+    agree on which side is out. outward: the whole encloses positive volume. coincident_vertices: with the float32
+    position of another one. degenerate_faces: repeated or collinear corners. components: separate outer shells; cavities: shells that enclose a hole. genus: handles, over all shells.
     minimum_wall_mm: least thickness found on rays through the solid. volume_drift: relative difference from the
     reference volume. distance_mm: mean, p95 and max distance to the reference surface. reasons: why it fails, in words.
     """
@@ -37,6 +38,7 @@ class PrintReport:
     open_edges: int
     nonmanifold_edges: int
     nonmanifold_vertices: int
+    coincident_vertices: int
     self_intersections: int
     degenerate_faces: int
     components: int
@@ -85,7 +87,7 @@ def check(
     Without `reference_volume_mm3` the volume of `reference` is compared, or else what the mesh's metadata say about its voxels.
     """
     limits = limits or Limits()
-    faces, vertices = mesh.faces, mesh.vertices
+    faces, vertices = mesh.faces, mesh.vertices.astype(np.float32).astype(np.float64)
     half = topology.edges(faces, len(vertices))
     split = topology.nonmanifold_vertices(faces, len(vertices))
     open_edges = int(np.count_nonzero(half.count == 1))
@@ -109,6 +111,7 @@ def check(
         open_edges=open_edges,
         nonmanifold_edges=bad_edges,
         nonmanifold_vertices=len(split),
+        coincident_vertices=len(topology.coincident(vertices, faces)),
         self_intersections=len(self_intersections(vertices, faces)),
         degenerate_faces=int(np.count_nonzero(degenerate(vertices, faces))),
         components=shells[0],
@@ -142,6 +145,8 @@ def _reasons(report: PrintReport, limits: Limits) -> tuple[str, ...]:
         out.append(f"not 2-manifold: {report.nonmanifold_edges} edges with more than two faces")
     if report.nonmanifold_vertices and not (report.open_edges or report.nonmanifold_edges):
         out.append(f"not 2-manifold: {report.nonmanifold_vertices} vertices where parts touch in a point")
+    if report.coincident_vertices:
+        out.append(f"{report.coincident_vertices} vertices at the place of others, which an STL joins")
     if not report.oriented:
         out.append("faces disagree on which side is out")
     if not report.outward:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,9 @@ Arrays = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 # How close to a grid point, as part of the largest step at hand, a vertex may come: nearer ones make needle triangles.
 _SNAP = np.float32(0.02)
+# Vertices are shifted by no more than this part of the finest step: as near as `_SNAP` lets two of them come, a larger
+# shift in two directions would fold the triangle between them.
+STEADY = 0.02
 # float32 vertices of a flat face at the border of the scan lie in its plane to this
 _ON_BORDER_MM = 1e-3
 
@@ -63,11 +67,12 @@ def keep_volume(
     volume_mm3: float,
     *,
     border: Sequence[tuple[NDArray[np.float64], float]] = (),
+    most_mm: float = math.inf,
 ) -> tuple[NDArray[np.float64], float]:
     """Shifts the surface along its normals until it encloses `volume_mm3`; returns the shift in mm too.
 
     border: planes (outward unit normal, offset in mm) where the scan ended: what lies in one stays in it, and nothing
-    passes it.
+    passes it. most_mm: where more than this would be needed nothing is shifted, and the shift returned is that needed.
     """
     flat = [np.abs(vertices @ n - d) < _ON_BORDER_MM for n, d in border]
     free = np.ones(len(faces), dtype=bool)
@@ -84,6 +89,8 @@ def keep_volume(
         if area < 0.01 * whole:
             break  # the border of the scan all round: nothing of the surface is the structure's own
         step = missing / area
+        if abs(shift + step) > most_mm:
+            return vertices, shift + step
         move *= step
         for (n, d), held in zip(border, flat, strict=True):
             outwards = move @ n

@@ -116,12 +116,14 @@ def mend(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Arrays | No
 
 
 def is_clean(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> bool:
-    """Closed, 2-manifold, oriented, without degenerate or crossing faces."""
+    """Closed, 2-manifold, oriented, without degenerate or crossing faces, also with its vertices as float32."""
+    vertices = vertices.astype(np.float32).astype(np.float64)
     half = topology.edges(faces, len(vertices))
     return (
         bool((half.count == 2).all())
         and not half.balance.any()
         and not len(topology.nonmanifold_vertices(faces, len(vertices)))
+        and not len(topology.coincident(vertices, faces))
         and not degenerate(vertices, faces).any()
         and not len(self_intersections(vertices, faces))
     )

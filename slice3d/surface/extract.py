@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from slice3d import anatomy
 from slice3d.findings import Finding
 from slice3d.mesh import Mesh
 from slice3d.progress import Progress, silent
-from slice3d.surface.contour import contour, contour_mask, keep_volume, snap
-from slice3d.surface.implicit import Field, cutoff_mm, implicit, refinement
+from slice3d.surface.contour import STEADY, contour_mask, keep_volume
+from slice3d.surface.implicit import cutoff_mm, implicit, refinement
+from slice3d.surface.level import levelled
 from slice3d.surface.region import Region, crop, cut_finding, cut_sides
 from slice3d.surface.settings import SurfaceSettings
 from slice3d.volume import Segmentation
@@ -30,7 +32,7 @@ def surface(
 
     From the structure's probability map where there is one, else from its labels. A structure without voxels gives an
     empty mesh with the finding `empty-structure`; one at the border of the scan is closed there with a finding.
-    `metadata` holds `voxel_volume_ml`, `volume_shift_mm` (along the normals, to keep the volume) and `cutoff_mm`.
+    `metadata` holds `voxel_volume_ml`, `volume_shift_mm` (of the surface outwards, to keep the volume) and `cutoff_mm`.
     Raises `InputError` for a name the segmentation does not hold, and for probabilities that are NaN or outside 0…1.
     """
     settings = settings or SurfaceSettings()
@@ -42,26 +44,28 @@ def surface(
     cutoff = cutoff_mm(region.grid, settings)
     even = refinement(region.grid, settings.resolution_mm).max() == 1
     filtered = region.probability is None and even
-    volume_mm3: float | None = _voxel_volume(region)
+    voxels_mm3 = _voxel_volume(region)
+    shift, most_mm = math.inf, STEADY * min(region.grid.spacing_mm)
     if filtered and cutoff > 0 and not region.cut:
         vertices, faces = contour_mask(region.mask, region.grid, cutoff)
-    else:
+        shift = 0.0
+        if settings.keep_volume:
+            vertices, shift = keep_volume(vertices, faces, voxels_mm3, most_mm=most_mm)
+    if abs(shift) > most_mm:
         field = implicit(region, settings)
-        volume_mm3 = field.volume_mm3
         progress(stage, 0.6)
-        vertices, faces = contour(Field(snap(field.values), field.factors, None), region.grid)
+        target = field.volume_mm3 if settings.keep_volume else None
+        (vertices, faces), shift = levelled(field, region, target, hold=filtered and cutoff > 0)
         del field  # the largest array; what follows needs room of its own
     metadata = {
-        "voxel_volume_ml": _voxel_volume(region) / 1000.0,
-        "volume_shift_mm": 0.0,
+        "voxel_volume_ml": voxels_mm3 / 1000.0,
+        "volume_shift_mm": shift,
         # probabilities and thick slices are not filtered
         "cutoff_mm": cutoff if filtered else None,
         "source": "labels" if region.probability is None else "probability",
     }
-    border, finding = region.border(), cut_finding(structure, region)
+    finding = cut_finding(structure, region)
     del region
-    if settings.keep_volume and volume_mm3 is not None:
-        vertices, metadata["volume_shift_mm"] = keep_volume(vertices, faces, volume_mm3, border=border)
     mesh = _finish(structure, vertices, faces, settings, finding, metadata)
     progress(stage, 1.0)
     return mesh

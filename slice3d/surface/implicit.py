@@ -29,7 +29,7 @@ KEPT = np.float32(0.04)
 
 @dataclass(frozen=True)
 class Field:
-    """values: (i, j, k) float32, positive inside. factors: samples per voxel along each axis.
+    """values: (i, j, k) float32, positive inside, not yet ended at the border of the scan. factors: samples per voxel.
 
     volume_mm3: what the surface should enclose within the scan, None where a fading probability map does not say.
     """
@@ -57,7 +57,7 @@ def implicit(region: Region, settings: SurfaceSettings) -> Field:
     if values.shape == region.mask.shape:
         values = refine_all(values, factors)
     volume = _volume(region, native, values, factors, smooth=cutoff_mm(region.grid, settings) > 0)
-    return Field(_cut(values, region, factors), (int(factors[0]), int(factors[1]), int(factors[2])), volume)
+    return Field(values, (int(factors[0]), int(factors[1]), int(factors[2])), volume)
 
 
 def refinement(grid: Grid, step_mm: float | None = None) -> NDArray[np.int64]:
@@ -250,8 +250,7 @@ def low_pass(
     out = marching.filtered(mask, low_pass_kernels(spacing, cutoff_mm))
     out -= np.float32(0.5)
     if keep_labels:
-        np.maximum(out, KEPT, out=out, where=mask)
-        np.minimum(out, -KEPT, out=out, where=~mask)
+        keep_sides(out, mask)
     return out
 
 
@@ -363,16 +362,23 @@ def refine(values: Array, axis: int, factor: int) -> Array:
     return np.ascontiguousarray(out)
 
 
-def _cut(values: Array, region: Region, factors: NDArray[Any]) -> Array:
+def keep_sides(values: Array, mask: NDArray[np.bool_]) -> None:
+    """Moves values, in place, so that every voxel of the mask is inside and every other one outside."""
+    np.maximum(values, KEPT, out=values, where=mask)
+    np.minimum(values, -KEPT, out=values, where=~mask)
+
+
+def cut(values: Array, region: Region, factors: Sequence[int]) -> Array:
     """Ends the structure at the faces of the scan that it touches, and in any case inside the region."""
-    spacing = region.grid.spacing_mm
-    out = values
+    out = values.copy()
     for axis, end in region.cut:
-        position = (np.arange(values.shape[axis]) + 0.5) / factors[axis] - 0.5
-        inside = (position - region.limits[0, axis]) if end == 0 else (region.limits[1, axis] - position)
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        out = np.minimum(out, (inside * spacing[axis]).astype(np.float32).reshape(shape))
+        along = np.moveaxis(out, axis, 0)
+        # the border lies halfway between two samples: with opposite values there the function is zero on it
+        last = round((region.limits[end, axis] + 0.5) * factors[axis])
+        if end == 0:
+            along[:last] = -np.abs(along[last])
+        else:
+            along[last:] = -np.abs(along[last - 1])
     for axis in range(3):
         for edge in (0, -1):
             face = np.moveaxis(out, axis, 0)[edge]

@@ -53,7 +53,8 @@ class Network:
         faces = np.concatenate([mine, theirs[:, ::-1]])
         voxel = np.concatenate([self.voxels[inner, 0], self.voxels[outer, 1]])
         vertices, faces, _ = topology.compact(self.vertices, faces)
-        return topology.split_by_owner(vertices, faces, np.repeat(voxel, 2))
+        vertices, faces = topology.split_by_owner(vertices, faces, np.repeat(voxel, 2))
+        return topology.spread(vertices, faces), faces
 
 
 def _triangles(quads: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -35,7 +35,7 @@ def resample(
     vertices: NDArray[np.float64], faces: NDArray[np.int64], *, step_mm: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Vertices and faces of the zero level of the signed distance, sampled every `step_mm`."""
-    from slice3d.surface.contour import contour, keep_volume, snap, volume
+    from slice3d.surface.contour import STEADY, contour, keep_volume, snap, volume
     from slice3d.surface.implicit import Field
 
     low, high = vertices.min(axis=0) - 3 * step_mm, vertices.max(axis=0) + 3 * step_mm
@@ -44,12 +44,17 @@ def resample(
         raise InputError(f"a step of {step_mm:g} mm needs {int(shape.prod()):,} samples; choose a larger one")
     grid = Grid.from_spacing(shape.tolist(), (step_mm,) * 3, low)
     values = -_distances(Mesh(vertices, faces), grid, step_mm)
-    new_vertices, new_faces = contour(Field(snap(values), (1, 1, 1), 0.0), grid)
-    if not len(new_faces):
-        raise InputError(
-            f"nothing is left at a step of {step_mm:g} mm; the part is thinner than that; choose a smaller one"
-        )
-    new_vertices, _ = keep_volume(new_vertices, new_faces, abs(volume(vertices, faces)))
+    level, steady, target = 0.0, STEADY * step_mm, abs(volume(vertices, faces))
+    for _ in range(5):
+        new_vertices, new_faces = contour(Field(snap(values + np.float32(level)), (1, 1, 1), None), grid)
+        if not len(new_faces):
+            raise InputError(
+                f"nothing is left at a step of {step_mm:g} mm; the part is thinner than that; choose a smaller one"
+            )
+        new_vertices, needed = keep_volume(new_vertices, new_faces, target, most_mm=steady)
+        if abs(needed) <= steady or abs(level + needed) > step_mm:
+            break
+        level += needed  # the function is a distance: its level is the shift
     new_vertices, new_faces, _ = topology.compact(new_vertices, new_faces)
     return new_vertices, new_faces
 

@@ -20,11 +20,13 @@ from slice3d.surface.shared import apart
 
 Arrays = tuple[NDArray[np.float64], NDArray[np.int64]]
 
+_SLIVER_MM = 2e-4
+
 
 def repair(mesh: Mesh) -> Mesh:
     """A closed, oriented 2-manifold without self-intersections, as near to `mesh` as it gets.
 
-    In this order, each only where needed: equal points are joined, degenerate and duplicate faces dropped, pieces that
+    In this order, each only where needed: points equal in float32 are joined, degenerate and duplicate faces dropped, pieces that
     touch are separated, holes are filled with flat fans, faces turned outwards, crossing parts re-made by manifold3d.
     Every step taken is a finding. Raises `QualityError` where a solid cannot be made, `InputError` without faces.
     """
@@ -40,6 +42,7 @@ def repair(mesh: Mesh) -> Mesh:
     vertices, faces, _ = topology.compact(vertices, faces)
     if not done:
         return mesh
+    vertices = topology.spread(vertices, faces)
     finding = Finding(
         "mesh-repaired", f"{mesh.name or 'mesh'} was repaired: {', '.join(done)}", details={"steps": done}
     )
@@ -50,7 +53,7 @@ def repair_local(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Arr
     """The steps of `repair` that touch only the faces concerned: all but the crossing parts."""
     vertices, faces = _local_steps(vertices, faces, [])
     vertices, faces, _ = topology.compact(vertices, faces)
-    return vertices, faces
+    return topology.spread(vertices, faces), faces
 
 
 def _local_steps(vertices: NDArray[np.float64], faces: NDArray[np.int64], done: list[str]) -> Arrays:
@@ -64,12 +67,14 @@ def _local_steps(vertices: NDArray[np.float64], faces: NDArray[np.int64], done: 
 
 
 def _weld(vertices: NDArray[np.float64], faces: NDArray[np.int64], done: list[str]) -> Arrays:
-    used = vertices[faces.reshape(-1)]
-    unique, index = np.unique(used, axis=0, return_inverse=True)
-    out = index.reshape(-1, 3).astype(np.int64)
-    if len(unique) < len(np.unique(faces)):
-        done.append(f"{len(np.unique(faces)) - len(unique)} equal points joined")
-    return unique, out
+    used = np.unique(faces)
+    # equal in a file of float32 is equal
+    _, first, index = np.unique(vertices[used].astype(np.float32), axis=0, return_index=True, return_inverse=True)
+    number = np.zeros(len(vertices), dtype=np.int64)
+    number[used] = index.reshape(-1)
+    if len(first) < len(used):
+        done.append(f"{len(used) - len(first)} equal points joined")
+    return vertices[used[first]], number[faces]
 
 
 def _drop_bad_faces(vertices: NDArray[np.float64], faces: NDArray[np.int64], done: list[str]) -> Arrays:
@@ -215,8 +220,9 @@ def _resolve_crossings(vertices: NDArray[np.float64], faces: NDArray[np.int64], 
             holes = [p for p, v in zip(parts, volume, strict=True) if v < 0]
             for hole in holes:
                 solid = solid - hole
-            new = _arrays(solid)
-            if len(new[1]) and not len(self_intersections(*new)):
+            # where two bodies meet, faces thinner than a file can hold arise
+            new = repair_local(*_arrays(solid.simplify(_SLIVER_MM)))
+            if len(new[1]) and not degenerate(*new).any() and not len(self_intersections(*new)):
                 done.append(f"{count} overlapping parts united")
                 return new
     from slice3d.surface.remesh import resample

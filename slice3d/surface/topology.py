@@ -93,6 +93,53 @@ def split_fans(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
     return vertices[fans.vertex], fans.of_corner.reshape(-1, 3)
 
 
+def coincident(vertices: Vertices, faces: Faces) -> NDArray[np.int64]:
+    """Used vertices that have the float32 position of another one: a file without indices, as STL, joins them."""
+    used = np.unique(faces)
+    _, place, count = np.unique(vertices[used].astype(np.float32), axis=0, return_inverse=True, return_counts=True)
+    found: NDArray[np.int64] = used[count[place.reshape(-1)] > 1]
+    return found
+
+
+def spread(vertices: Vertices, faces: Faces) -> Vertices:
+    """Moves coinciding vertices a few float32 steps apart, each towards the middle of the vertices that it is joined to.
+
+    That is into the cone that its faces form, on whichever side the solid lies: two neighbours with the same faces there
+    move alike. Vertices at open edges stay: those are to be joined, not parted.
+    """
+    half = edges(faces, len(vertices))
+    ends = np.stack([half.key // len(vertices), half.key % len(vertices)], axis=1)
+    movable = np.ones(len(vertices), dtype=bool)
+    movable[ends[half.count == 1].reshape(-1)] = False
+    step = 8.0 * float(np.spacing(np.float32(np.abs(vertices).max(initial=1.0))))
+    out = vertices
+    for _ in range(4):
+        at = coincident(out, faces)
+        at = at[movable[at]]
+        if not len(at):
+            break
+        way = _into_cone(vertices, ends, at)
+        out = out.copy() if out is vertices else out
+        out[at] = vertices[at] + step * way
+        step *= 2.0
+    return out
+
+
+def _into_cone(vertices: Vertices, ends: NDArray[np.int64], at: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(len(at), 3) unit vectors from some vertices to the middle of the directions to their neighbours."""
+    row = np.full(len(vertices), -1)
+    row[at] = np.arange(len(at))
+    total = np.zeros((len(at), 3))
+    for one, other in ((0, 1), (1, 0)):
+        mine = row[ends[:, one]] >= 0
+        spoke = vertices[ends[mine, other]] - vertices[ends[mine, one]]
+        length = np.linalg.norm(spoke, axis=1, keepdims=True)
+        np.add.at(total, row[ends[mine, one]], np.divide(spoke, length, out=np.zeros_like(spoke), where=length > 0))
+    size = np.linalg.norm(total, axis=1, keepdims=True)
+    out: NDArray[np.float64] = np.divide(total, size, out=np.zeros_like(total), where=size > 1e-9)
+    return out
+
+
 def compact(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces, NDArray[np.int64]]:
     """Drops unused vertices; also returns the old index of each vertex kept."""
     used = np.zeros(len(vertices), dtype=bool)

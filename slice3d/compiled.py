@@ -10,9 +10,21 @@ Kernel = TypeVar("Kernel", bound=Callable[..., object])
 
 def compiled(function: Kernel) -> Kernel:
     """The function as machine code. Kernels never use numba's own threads, which two Python threads may not share."""
+    return _compile(function, False)
+
+
+def compiled_loosely(function: Kernel) -> Kernel:
+    """The same where sums may be taken in another order (but NaN and infinity are kept), for loops over vectors."""
+    return _compile(function, {"reassoc", "contract"})
+
+
+def _compile(function: Kernel, fastmath: bool | set[str]) -> Kernel:
     import numba
 
+    def compile_(cache: bool) -> Kernel:
+        return cast(Kernel, numba.njit(cache=cache, nogil=True, error_model="numpy", fastmath=fastmath)(function))
+
     try:
-        return cast(Kernel, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+        return compile_(True)
     except RuntimeError:  # nowhere to write the cache: compile in every process
-        return cast(Kernel, numba.njit(nogil=True, error_model="numpy")(function))
+        return compile_(False)

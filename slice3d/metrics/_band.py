@@ -9,25 +9,51 @@ from slice3d.compiled import compiled
 
 
 @compiled
-def inner_band(mask: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Voxels of `mask` for which `mask` is false (or the array ends) at any of the offsets, nearest offsets first."""
+def keep_band(
+    bits: NDArray[np.uint8],
+    bit: int,
+    reach: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    mask: NDArray[np.bool_],
+) -> None:
+    """Clear those voxels of `mask` at all of whose offsets the bit is set.
+
+    bits: `mask` as a bit, with a layer of padding. offsets: (N, 3), at most `reach` along each axis, nearest first.
+    Beyond the padding nothing is set. A voxel in the middle of a full box of that reach is cleared without a look at
+    every offset.
+    """
     ni, nj, nk = mask.shape
-    out = np.zeros(mask.shape, np.bool_)
+    one = np.uint8(1 << bit)
+    full = np.empty(nk, np.uint8)
     for i in range(ni):
         for j in range(nj):
+            full[:] = one
+            if i < reach[0] or j < reach[1] or i + reach[0] >= ni or j + reach[1] >= nj:
+                full[:] = 0
+            else:
+                for u in range(i - reach[0], i + reach[0] + 1):
+                    for v in range(j - reach[1], j + reach[1] + 1):
+                        for k in range(nk):
+                            full[k] &= bits[u + 1, v + 1, k + 1]
+            run = 0  # full positions in a row, this one the last
+            for k in range(nk + reach[2]):
+                run = run + 1 if k < nk and full[k] else 0
+                if run > 2 * reach[2]:
+                    mask[i, j, k - reach[2]] = False
             last = -1
             for k in range(nk):
                 if not mask[i, j, k]:
                     continue
+                mask[i, j, k] = False
                 # the offset that found the previous voxel's outside usually finds this one's too
                 first = last if last >= 0 else 0
                 for n in range(-1, len(offsets)):
                     o = first if n < 0 else n
-                    if o >= len(offsets):
-                        break
-                    x, y, z = i + offsets[o, 0], j + offsets[o, 1], k + offsets[o, 2]
-                    if x < 0 or y < 0 or z < 0 or x >= ni or y >= nj or z >= nk or not mask[x, y, z]:
-                        out[i, j, k] = True
+                    x, y, z = i + offsets[o, 0] + 1, j + offsets[o, 1] + 1, k + offsets[o, 2] + 1
+                    if (
+                        x < 0 or y < 0 or z < 0 or x >= ni + 2 or y >= nj + 2 or z >= nk + 2
+                        or not bits[x, y, z] & one
+                    ):  # fmt: skip
+                        mask[i, j, k] = True
                         last = o
                         break
-    return out

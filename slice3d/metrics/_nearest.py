@@ -1,4 +1,4 @@
-"""Kernels for exact distances from points to triangles: a bounding-volume tree over Morton-ordered triangles.
+"""Kernels for exact distances from points to polygons: packets of neighbouring points against a tree of boxes.
 
 Imported only when distances are needed.
 """
@@ -10,54 +10,57 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slice3d.compiled import compiled
+from slice3d.compiled import compiled, compiled_loosely
 
-LEAF = 2
+LEAF = 4  # polygons in a box of the lowest level
+PACK = 16  # points that walk the tree together: one vector register of single precision
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
 
 
 @compiled
-def curve(points: NDArray[Any], low: NDArray[np.float64], scale: float) -> NDArray[np.int64]:
-    """The order of points along a Morton curve through 64³ cells (a counting sort): neighbours stay neighbours."""
-    key = np.empty(len(points), np.int32)
-    first = np.zeros(64**3 + 1, np.int32)
-    for n in range(len(points)):
+def curve(point: NDArray[Any], polygon: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Keys along a Morton curve through 1024³ cells, of points, or of the polygons' centroids where any are given."""
+    count = len(polygon) if len(polygon) else len(point)
+    corners = polygon.shape[1]
+    low = np.full(3, np.inf)
+    size = 0.0
+    for a in range(3):
+        high = -np.inf
+        for n in range(len(point)):
+            low[a] = min(low[a], point[n, a])
+            high = max(high, point[n, a])
+        size = max(size, high - low[a])
+    scale = 1024.0 / size if size > 0 else 0.0
+    key = np.empty(count, np.int32)
+    for n in range(count):
         code = 0
         for a in range(3):
-            v = min(int((points[n, a] - low[a]) * scale), 63)
-            v = (v | v << 8) & 0x300F
-            v = (v | v << 4) & 0x30C3
-            v = (v | v << 2) & 0x9249
+            x = 0.0
+            if len(polygon):
+                for c in range(corners):
+                    x += point[polygon[n, c], a] / corners
+            else:
+                x = point[n, a]
+            v = min(int((x - low[a]) * scale), 1023)
+            v = (v | v << 16) & 0x30000FF
+            v = (v | v << 8) & 0x300F00F
+            v = (v | v << 4) & 0x30C30C3
+            v = (v | v << 2) & 0x9249249
             code |= v << a
         key[n] = code
-        first[code + 1] += 1
-    for c in range(64**3):
-        first[c + 1] += first[c]
-    out = np.empty(len(points), np.int64)
-    for n in range(len(points)):
-        out[first[key[n]]] = n
-        first[key[n]] += 1
-    return out
+    return key
 
 
 @compiled
-def centroids(vertex: NDArray[Any], face: NDArray[Any]) -> NDArray[np.float32]:
-    """(M, 3) centroids of the triangles."""
-    out = np.empty((len(face), 3), np.float32)
-    for f in range(len(face)):
-        for a in range(3):
-            out[f, a] = (vertex[face[f, 0], a] + vertex[face[f, 1], a] + vertex[face[f, 2], a]) / 3
-    return out
-
-
-@compiled
-def build_tree(vertex: NDArray[Any], face: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def build_tree(vertex: NDArray[Any], polygon: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """An eight-way tree of boxes: blocks (B, 6, 8) of eight siblings, and the first block of each level, leaves first.
 
-    Sibling n of a level covers block n of the level below; on the lowest level it covers triangles `LEAF`·n onwards.
-    Eight boxes side by side are compared with a point in one vector instruction.
+    Sibling n of a level covers block n of the level below; on the lowest level it covers polygons `LEAF`·n onwards.
+    Eight boxes side by side are compared in one vector instruction.
     """
     start = np.zeros(24, np.int64)
-    count = (len(face) + LEAF - 1) // LEAF
+    count = (len(polygon) + LEAF - 1) // LEAF
     levels = 0
     while True:
         count = (count + 7) // 8
@@ -69,13 +72,13 @@ def build_tree(vertex: NDArray[Any], face: NDArray[Any]) -> tuple[NDArray[np.flo
     box = np.empty((start[levels], 6, 8), np.float32)
     box[:, :3] = np.inf
     box[:, 3:] = -np.inf
-    for f in range(len(face)):
+    for f in range(len(polygon)):
         n = f // LEAF
         b, s = n // 8, n % 8
-        for c in range(3):
+        for c in range(polygon.shape[1]):
             for a in range(3):
-                # boxes are kept in single precision: widened a little, so that no triangle sticks out
-                v = vertex[face[f, c], a]
+                # boxes are kept in single precision: widened a little, so that no polygon sticks out
+                v = vertex[polygon[f, c], a]
                 margin = 1e-6 * abs(v)
                 box[b, a, s] = min(box[b, a, s], v - margin)
                 box[b, a + 3, s] = max(box[b, a + 3, s], v + margin)
@@ -90,130 +93,229 @@ def build_tree(vertex: NDArray[Any], face: NDArray[Any]) -> tuple[NDArray[np.flo
 
 
 @compiled
-def _triangle2(vertex: NDArray[Any], a: int, b: int, c: int, x: float, y: float, z: float) -> Any:
-    """Squared distance from a point to a triangle (Ericson, Real-Time Collision Detection, 5.1.5)."""
-    ax, ay, az = float(vertex[a, 0]), float(vertex[a, 1]), float(vertex[a, 2])
-    ux, uy, uz = vertex[b, 0] - ax, vertex[b, 1] - ay, vertex[b, 2] - az
-    vx, vy, vz = vertex[c, 0] - ax, vertex[c, 1] - ay, vertex[c, 2] - az
-    px, py, pz = x - ax, y - ay, z - az
-    d1 = ux * px + uy * py + uz * pz
-    d2 = vx * px + vy * py + vz * pz
-    if d1 <= 0 and d2 <= 0:
-        return px * px + py * py + pz * pz
-    uu = ux * ux + uy * uy + uz * uz
-    uv = ux * vx + uy * vy + uz * vz
-    vv = vx * vx + vy * vy + vz * vz
-    d3, d4 = d1 - uu, d2 - uv
-    d5, d6 = d1 - uv, d2 - vv
-    s = 0.0
-    t = 0.0
-    if d3 >= 0 and d4 <= d3:
-        s = 1.0
-    elif d6 >= 0 and d5 <= d6:
-        t = 1.0
-    else:
-        vc = d1 * d4 - d3 * d2
-        vb = d5 * d2 - d1 * d6
-        va = d3 * d6 - d5 * d4
-        if vc <= 0 and d1 >= 0 and d3 <= 0 and d1 != d3:
-            s = d1 / (d1 - d3)
-        elif vb <= 0 and d2 >= 0 and d6 <= 0 and d2 != d6:
-            t = d2 / (d2 - d6)
-        elif va <= 0 and d4 - d3 >= 0 and d5 - d6 >= 0:
-            length = (d4 - d3) + (d5 - d6)
-            t = (d4 - d3) / length if length > 0 else 0.0
-            s = 1.0 - t
-        else:
-            total = va + vb + vc
-            s = vb / total if total > 0 else 0.0
-            t = vc / total if total > 0 else 0.0
-    dx, dy, dz = px - s * ux - t * vx, py - s * uy - t * vy, pz - s * uz - t * vz
-    return dx * dx + dy * dy + dz * dz
+def _segments(
+    p: NDArray[np.float32], ax: Any, ay: Any, az: Any, ux: Any, uy: Any, uz: Any, d: NDArray[np.float32]
+) -> None:
+    """d = min(d, squared distance) from each of a packet's points to the segment from a to a + u."""
+    length = ux * ux + uy * uy + uz * uz
+    inverse = _ONE / length if length > _ZERO else _ZERO
+    for n in range(PACK):
+        x, y, z = p[0, n] - ax, p[1, n] - ay, p[2, n] - az
+        t = min(max((x * ux + y * uy + z * uz) * inverse, _ZERO), _ONE)
+        x, y, z = x - t * ux, y - t * uy, z - t * uz
+        d[n] = min(d[n], x * x + y * y + z * z)
 
 
 @compiled
-def _boxes2(block: NDArray[np.float32], x: np.float32, y: np.float32, z: np.float32, out: NDArray[np.float32]) -> None:
-    zero = np.float32(0)
-    for c in range(8):
-        dx = max(max(block[0, c] - x, x - block[3, c]), zero)
-        dy = max(max(block[1, c] - y, y - block[4, c]), zero)
-        dz = max(max(block[2, c] - z, z - block[5, c]), zero)
-        out[c] = dx * dx + dy * dy + dz * dz
+def _inner(
+    p: NDArray[np.float32],
+    ax: Any,
+    ay: Any,
+    az: Any,
+    ux: Any,
+    uy: Any,
+    uz: Any,
+    vx: Any,
+    vy: Any,
+    vz: Any,
+    d: NDArray[Any],
+) -> None:
+    """d = min(d, squared distance) to the plane of the triangle a, a + u, a + v, for points over the triangle."""
+    uu, uv, vv = ux * ux + uy * uy + uz * uz, ux * vx + uy * vy + uz * vz, vx * vx + vy * vy + vz * vz
+    det = uu * vv - uv * uv
+    if not det > np.float32(1e-12) * uu * vv:
+        return
+    inverse = _ONE / det
+    for n in range(PACK):
+        x, y, z = p[0, n] - ax, p[1, n] - ay, p[2, n] - az
+        pu, pv = x * ux + y * uy + z * uz, x * vx + y * vy + z * vz
+        s, t = (vv * pu - uv * pv) * inverse, (uu * pv - uv * pu) * inverse
+        x, y, z = x - s * ux - t * vx, y - s * uy - t * vy, z - s * uz - t * vz
+        over = min(min(s, t), _ONE - s - t)
+        d[n] = min(d[n], x * x + y * y + z * z if over >= _ZERO else np.float32(np.inf))
+
+
+@compiled
+def _polygon2(p: NDArray[np.float32], q: NDArray[np.float32], corners: int, d: NDArray[np.float32]) -> None:
+    """Squared distances from a packet to one polygon with corners q[corner]."""
+    d[:] = np.inf
+    ax, ay, az = q[0, 0], q[0, 1], q[0, 2]
+    for c in range(1, corners):
+        bx, by, bz = q[c, 0], q[c, 1], q[c, 2]
+        _segments(p, ax, ay, az, bx - ax, by - ay, bz - az, d)
+    for c in range(1, corners - 1):
+        ux, uy, uz = q[c, 0] - ax, q[c, 1] - ay, q[c, 2] - az
+        vx, vy, vz = q[c + 1, 0] - ax, q[c + 1, 1] - ay, q[c + 1, 2] - az
+        _segments(p, q[c, 0], q[c, 1], q[c, 2], vx - ux, vy - uy, vz - uz, d)
+        _inner(p, ax, ay, az, ux, uy, uz, vx, vy, vz, d)
 
 
 @compiled
 def query(
     points: NDArray[Any],
-    order: NDArray[np.int64],
+    order: NDArray[Any],
     vertex: NDArray[Any],
-    face: NDArray[np.int32],
+    polygon: NDArray[np.int32],
     tree: tuple[NDArray[np.float32], NDArray[np.int64]],
-    out: NDArray[np.float64],
+    out: NDArray[Any],
 ) -> None:
-    """Exact distance from each point, visited in `order`, to the nearest triangle."""
+    """Exact distance (to single precision) from each point, packed in `order`, to the nearest polygon."""
     box, start = tree
+    corners = polygon.shape[1]
     near = np.empty(8, np.float32)
     stack = np.empty((128, 2), np.int64)
-    bound = np.empty(128, np.float64)
-    best_face = 0
-    for index in range(len(order)):
-        p = order[index]
-        x, y, z = float(points[p, 0]), float(points[p, 1]), float(points[p, 2])
-        # points are visited along a space-filling curve: the previous one's triangle is a good first guess
-        best = _triangle2(vertex, face[best_face, 0], face[best_face, 1], face[best_face, 2], x, y, z)
+    bound = np.empty(128, np.float32)
+    p = np.empty((3, PACK), np.float32)
+    q = np.empty((4, 3), np.float32)
+    d = np.empty(PACK, np.float32)
+    best = np.empty(PACK, np.float32)
+    low = np.empty(3, np.float32)
+    high = np.empty(3, np.float32)
+    origin = np.empty(3, np.float64)
+    guess = 0
+    for first in range(0, len(order), PACK):
+        size = min(PACK, len(order) - first)
+        for a in range(3):
+            origin[a] = points[order[first], a]
+            low[a] = np.inf
+            high[a] = -np.inf
+            for n in range(PACK):
+                x = points[order[first + min(n, size - 1)], a]
+                p[a, n] = x - origin[a]
+                low[a] = min(low[a], np.float32(x))
+                high[a] = max(high[a], np.float32(x))
+        # neighbours in space: what was near the last packet is a good first guess
+        for c in range(corners):
+            for a in range(3):
+                q[c, a] = vertex[polygon[guess, c], a] - origin[a]
+        _polygon2(p, q, corners, best)
+        worst = _largest(best)
         stack[0, 0] = len(start) - 2
         stack[0, 1] = 0
         bound[0] = 0.0
         top = 1
         while top:
             top -= 1
-            if bound[top] >= best:
+            if bound[top] >= worst:
                 continue
             level, node = stack[top, 0], stack[top, 1]
-            _boxes2(box[start[level] + node], np.float32(x), np.float32(y), np.float32(z), near)
-            if level == 0:
-                for _ in range(8):
-                    c = 0
-                    for n in range(1, 8):
-                        if near[n] < near[c]:
-                            c = n
-                    if near[c] >= best:
-                        break
-                    near[c] = np.inf
-                    first = (8 * node + c) * LEAF
-                    for f in range(first, min(first + LEAF, len(face))):
-                        d = _triangle2(vertex, face[f, 0], face[f, 1], face[f, 2], x, y, z)
-                        if d < best:
-                            best = d
-                            best_face = f
+            block = box[start[level] + node]
+            for c in range(8):
+                dx = max(max(block[0, c] - high[0], low[0] - block[3, c]), _ZERO)
+                dy = max(max(block[1, c] - high[1], low[1] - block[4, c]), _ZERO)
+                dz = max(max(block[2, c] - high[2], low[2] - block[5, c]), _ZERO)
+                near[c] = dx * dx + dy * dy + dz * dz
+            if level:
+                closest = 0
+                for c in range(1, 8):
+                    if near[c] < near[closest]:
+                        closest = c
+                for n in range(8):
+                    c = n if n < closest else n + 1
+                    if n == 7:
+                        c = closest
+                    if near[c] < worst:
+                        stack[top, 0] = level - 1
+                        stack[top, 1] = 8 * node + c
+                        bound[top] = near[c]
+                        top += 1
                 continue
-            closest = 0
-            for c in range(1, 8):
-                if near[c] < near[closest]:
-                    closest = c
-            for n in range(8):
-                c = n if n < closest else n + 1
-                if n == 7:
-                    c = closest
-                if near[c] < best:
-                    stack[top, 0] = level - 1
-                    stack[top, 1] = 8 * node + c
-                    bound[top] = near[c]
-                    top += 1
-        out[p] = np.sqrt(best)
+            for c in range(8):
+                if near[c] >= worst:
+                    continue
+                lx, ly, lz = block[0, c] - origin[0], block[1, c] - origin[1], block[2, c] - origin[2]
+                hx, hy, hz = block[3, c] - origin[0], block[4, c] - origin[1], block[5, c] - origin[2]
+                if not _any_nearer(
+                    p,
+                    np.float32(lx),
+                    np.float32(ly),
+                    np.float32(lz),
+                    np.float32(hx),
+                    np.float32(hy),
+                    np.float32(hz),
+                    best,
+                ):
+                    continue
+                leaf = (8 * node + c) * LEAF
+                for f in range(leaf, min(leaf + LEAF, len(polygon))):
+                    e = polygon[f, 0]
+                    x, y, z = vertex[e, 0] - origin[0], vertex[e, 1] - origin[1], vertex[e, 2] - origin[2]
+                    q[0, 0], q[0, 1], q[0, 2] = x, y, z
+                    lx, ly, lz, hx, hy, hz = x, y, z, x, y, z
+                    for c_ in range(1, corners):
+                        e = polygon[f, c_]
+                        x, y, z = vertex[e, 0] - origin[0], vertex[e, 1] - origin[1], vertex[e, 2] - origin[2]
+                        q[c_, 0], q[c_, 1], q[c_, 2] = x, y, z
+                        lx, ly, lz = min(lx, x), min(ly, y), min(lz, z)
+                        hx, hy, hz = max(hx, x), max(hy, y), max(hz, z)
+                    if not _any_nearer(
+                        p,
+                        np.float32(lx),
+                        np.float32(ly),
+                        np.float32(lz),
+                        np.float32(hx),
+                        np.float32(hy),
+                        np.float32(hz),
+                        best,
+                    ):
+                        continue
+                    _polygon2(p, q, corners, d)
+                    if d[0] < best[0]:
+                        guess = f
+                    for n in range(PACK):
+                        best[n] = min(best[n], d[n])
+                worst = _largest(best)
+        for n in range(size):
+            out[order[first + n]] = np.sqrt(best[n])
+
+
+@compiled_loosely
+def _any_nearer(p: Any, lx: Any, ly: Any, lz: Any, hx: Any, hy: Any, hz: Any, best: Any) -> bool:
+    """Whether the box is nearer to any of a packet's points than what that one has found."""
+    count = np.int32(0)
+    for n in range(PACK):
+        dx = max(max(lx - p[0, n], p[0, n] - hx), _ZERO)
+        dy = max(max(ly - p[1, n], p[1, n] - hy), _ZERO)
+        dz = max(max(lz - p[2, n], p[2, n] - hz), _ZERO)
+        count += np.int32(1) if dx * dx + dy * dy + dz * dz < best[n] else np.int32(0)
+    return bool(count > 0)
 
 
 @compiled
-def vertex_areas(vertex: NDArray[Any], face: NDArray[np.int32]) -> NDArray[np.float64]:
+def _largest(values: NDArray[np.float32]) -> Any:
+    a, b, c, d = values[0], values[1], values[2], values[3]
+    for n in range(4, PACK, 4):
+        a, b, c, d = max(a, values[n]), max(b, values[n + 1]), max(c, values[n + 2]), max(d, values[n + 3])
+    return max(max(a, b), max(c, d))
+
+
+@compiled
+def vertex_areas(vertex: NDArray[Any], polygon: NDArray[np.int32]) -> NDArray[np.float32]:
     """A third of the area of the triangles around each vertex."""
-    out = np.zeros(len(vertex), np.float64)
-    for f in range(len(face)):
-        a, b, c = face[f, 0], face[f, 1], face[f, 2]
-        ux, uy, uz = vertex[b, 0] - vertex[a, 0], vertex[b, 1] - vertex[a, 1], vertex[b, 2] - vertex[a, 2]
-        vx, vy, vz = vertex[c, 0] - vertex[a, 0], vertex[c, 1] - vertex[a, 1], vertex[c, 2] - vertex[a, 2]
-        x, y, z = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
-        area = np.sqrt(float(x * x + y * y + z * z)) / 6
-        out[a] += area
-        out[b] += area
-        out[c] += area
+    out = np.zeros(len(vertex), np.float32)
+    for f in range(len(polygon)):
+        a = polygon[f, 0]
+        for n in range(1, polygon.shape[1] - 1):
+            b, c = polygon[f, n], polygon[f, n + 1]
+            ux, uy, uz = vertex[b, 0] - vertex[a, 0], vertex[b, 1] - vertex[a, 1], vertex[b, 2] - vertex[a, 2]
+            vx, vy, vz = vertex[c, 0] - vertex[a, 0], vertex[c, 1] - vertex[a, 1], vertex[c, 2] - vertex[a, 2]
+            x, y, z = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
+            area = np.float32(np.sqrt(float(x * x + y * y + z * z)) / 6)
+            out[a] += area
+            out[b] += area
+            out[c] += area
     return out
+
+
+@compiled
+def shorter_diagonals(vertex: NDArray[Any], polygon: NDArray[np.int32]) -> None:
+    """Turn quads so that the diagonal from the first to the third corner, which cuts them, is the shorter one."""
+    for f in range(len(polygon)):
+        a, b, c, d = polygon[f, 0], polygon[f, 1], polygon[f, 2], polygon[f, 3]
+        one = 0.0
+        other = 0.0
+        for n in range(3):
+            one += (vertex[a, n] - vertex[c, n]) ** 2
+            other += (vertex[b, n] - vertex[d, n]) ** 2
+        if other < one:
+            polygon[f, 0], polygon[f, 1], polygon[f, 2], polygon[f, 3] = b, c, d, a

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from slice3d.errors import GeometryError, InputError
 from slice3d.grid import Grid
-from slice3d.metrics.overlap import as_masks
+from slice3d.metrics.overlap import as_masks, flat_axes
+from slice3d.metrics.pairs import bounding_box, join
 
 CONVENTIONS = ("mesh", "deepmind", "monai", "simpleitk", "nnunet")
 
@@ -25,7 +27,7 @@ class Convention:
     name: `"mesh"` (default, true surfaces), or whose number to reproduce: `"deepmind"` (surface-distance), `"monai"`,
     `"simpleitk"`, `"nnunet"` (voxel borders, as MedPy computes them).
     percentiles: the percentiles of the Hausdorff distance to report, each 0 < p ≤ 100.
-    boundary_mm: width of the band of boundary IoU; None takes the tolerance of the NSD.
+    boundary_mm: width of the band of boundary IoU; None takes the tolerance of the NSD (of 0: the smallest step).
     """
 
     name: str = "mesh"
@@ -57,10 +59,10 @@ class SurfaceDistances:
     elements (SimpleITK compares whole voxel sets).
     """
 
-    to_reference_mm: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    to_prediction_mm: NDArray[np.float64]
-    reference_weights: NDArray[np.float64]
+    to_reference_mm: NDArray[Any]
+    weights: NDArray[Any]
+    to_prediction_mm: NDArray[Any]
+    reference_weights: NDArray[Any]
     convention: str = "mesh"
     set_hausdorff_mm: float | None = None
 
@@ -72,20 +74,35 @@ class SurfaceDistances:
             return None
         return math.inf if any(sizes) else math.nan
 
+    @property
+    def areas(self) -> tuple[float, float]:
+        """Summed weights of both surfaces."""
+        return float(self.weights.sum(dtype=np.float64)), float(self.reference_weights.sum(dtype=np.float64))
+
+    @property
+    def totals(self) -> tuple[float, float]:
+        """Summed weighted distances of both directions."""
+        return (
+            float(np.einsum("i,i->", self.to_reference_mm, self.weights, dtype=np.float64)),
+            float(np.einsum("i,i->", self.to_prediction_mm, self.reference_weights, dtype=np.float64)),
+        )
+
 
 def surface_distances(
     prediction: ArrayLike, reference: ArrayLike, grid: Grid, *, convention: str | Convention = "mesh"
 ) -> SurfaceDistances:
     """Measure both directed surface distances between two masks on `grid`.
 
-    In the default convention the surfaces are smoothed surface nets (`slice3d.metrics.border.mask_surface`), distances
-    run from their vertices to the nearest point of the other's triangles (exact), and weights are areas. Raises
+    In the default convention the surfaces are those of `slice3d.metrics.mask_surface`, distances run from their
+    vertices to the nearest point of the other's triangles (exact to single precision), and weights are areas. Raises
     `InputError` for masks of different shapes or not boolean, `GeometryError` for a voxel convention on a sheared
     grid.
     """
     a, b = as_masks(prediction, reference)
     if a.shape != grid.shape:
         raise GeometryError(f"the masks have shape {a.shape}, the grid {grid.shape}; expected the same")
+    box = join([box for box in (bounding_box(a), bounding_box(b)) if box is not None])
+    a, b = (np.ascontiguousarray(mask[box]) if box is not None else mask[:1, :1, :1] for mask in (a, b))
     return crop_distances(a, b, grid, Convention.of(convention).name)
 
 
@@ -93,20 +110,26 @@ def crop_distances(a: Mask, b: Mask, grid: Grid, convention: str, *, threads: in
     """`surface_distances` of cropped masks: of `grid`, only the steps and which axes are one slice matter."""
     if convention != "mesh":
         return _voxel_distances(a, b, grid, convention)
-    from slice3d.metrics.border import distances_mm, mask_surface
+    from slice3d.metrics.border import padded_bits
 
-    steps = grid.affine[:3, :3]
-    flat = tuple(axis for axis in range(3) if grid.shape[axis] == 1)
+    return bit_distances(padded_bits((a, b), flat_axes(grid)), grid, threads=threads)
+
+
+def bit_distances(bits: NDArray[np.uint8], grid: Grid, *, threads: int) -> SurfaceDistances:
+    """Distances between the surfaces of bits 0 and 1 of `slice3d.metrics.border.padded_bits`."""
+    from slice3d.metrics.border import bit_surface, distances_mm
+
+    steps, flat = grid.affine[:3, :3], flat_axes(grid)
     with ThreadPoolExecutor(threads) as pool:
-        one, other = pool.map(lambda mask: mask_surface(mask, steps, flat_axes=flat), (a, b))
-        if not len(one.faces) or not len(other.faces):
+        one, other = pool.map(lambda bit: bit_surface(bits, bit, steps, flat_axes=flat), (0, 1))
+        if not len(one.polygons) or not len(other.polygons):
             return _nowhere(one.areas_mm2, other.areas_mm2)
         there = pool.submit(distances_mm, one.points, other)
         back = pool.submit(distances_mm, other.points, one)
         return SurfaceDistances(there.result(), one.areas_mm2, back.result(), other.areas_mm2)
 
 
-def _nowhere(weights: NDArray[np.float64], reference_weights: NDArray[np.float64]) -> SurfaceDistances:
+def _nowhere(weights: NDArray[Any], reference_weights: NDArray[Any]) -> SurfaceDistances:
     return SurfaceDistances(
         np.full(len(weights), np.inf), weights, np.full(len(reference_weights), np.inf), reference_weights
     )
@@ -168,8 +191,8 @@ def assd_mm(distances: SurfaceDistances) -> float:
         return distances.undefined
     if distances.convention == "nnunet":
         return masd_mm(distances)
-    total = distances.to_reference_mm @ distances.weights + distances.to_prediction_mm @ distances.reference_weights
-    return float(total / (distances.weights.sum() + distances.reference_weights.sum()))
+    there, back = distances.totals
+    return float((there + back) / sum(distances.areas))
 
 
 def masd_mm(distances: SurfaceDistances) -> float:
@@ -180,9 +203,8 @@ def masd_mm(distances: SurfaceDistances) -> float:
     """
     if distances.undefined is not None:
         return distances.undefined
-    there = distances.to_reference_mm @ distances.weights / distances.weights.sum()
-    back = distances.to_prediction_mm @ distances.reference_weights / distances.reference_weights.sum()
-    return float((there + back) / 2)
+    (there, back), (area, reference_area) = distances.totals, distances.areas
+    return float((there / area + back / reference_area) / 2)
 
 
 def nsd(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
@@ -194,9 +216,9 @@ def nsd(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
     check_tolerance(tolerance_mm)
     if distances.undefined is not None:
         return math.nan if math.isnan(distances.undefined) else 0.0
-    near = distances.weights[distances.to_reference_mm <= tolerance_mm].sum()
-    near += distances.reference_weights[distances.to_prediction_mm <= tolerance_mm].sum()
-    return float(near / (distances.weights.sum() + distances.reference_weights.sum()))
+    near = distances.weights[distances.to_reference_mm <= tolerance_mm].sum(dtype=np.float64)
+    near += distances.reference_weights[distances.to_prediction_mm <= tolerance_mm].sum(dtype=np.float64)
+    return float(near / sum(distances.areas))
 
 
 def check_tolerance(tolerance_mm: float) -> None:
@@ -211,8 +233,8 @@ def check_percentile(percentile: float) -> None:
         raise InputError(f"percentile is {percentile}; expected more than 0 and at most 100")
 
 
-def _weighted_percentile(values: NDArray[np.float64], weights: NDArray[np.float64], percentile: float) -> float:
+def _weighted_percentile(values: NDArray[Any], weights: NDArray[Any], percentile: float) -> float:
     order = np.argsort(values)
-    share = np.cumsum(weights[order])
+    share = np.cumsum(weights[order], dtype=np.float64)
     index = int(np.searchsorted(share, share[-1] * percentile / 100.0))
     return float(values[order[min(index, len(order) - 1)]])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -184,30 +183,42 @@ def boundary_iou(prediction: ArrayLike, reference: ArrayLike, grid: Grid, *, wid
 
 def band_counts(a: NDArray[np.bool_], b: NDArray[np.bool_], grid: Grid, width_mm: float) -> Counts:
     """Voxel counts of the inner boundary bands of two masks."""
+    from slice3d.metrics.border import padded_bits
+
+    check_width(width_mm)
+    bits = padded_bits((a, b), flat_axes(grid))
+    a, b = a.copy(), b.copy()
+    for bit, mask in enumerate((a, b)):
+        keep_band(mask, bits, bit, grid, width_mm)
+    return count(a, b)
+
+
+def check_width(width_mm: float) -> None:
+    """Raise `InputError` unless the width of a band is a positive number."""
     if not (math.isfinite(width_mm) and width_mm > 0):
         raise InputError(f"boundary width is {width_mm} mm; expected a positive number")
-    steps = grid.affine[:3, :3]
-    flat = tuple(axis for axis in range(3) if grid.shape[axis] == 1)
-    return count(inner_band(a, steps, width_mm, flat_axes=flat), inner_band(b, steps, width_mm, flat_axes=flat))
 
 
-def inner_band(
-    mask: NDArray[np.bool_], steps_mm: NDArray[Any], width_mm: float, *, flat_axes: tuple[int, ...] = ()
-) -> NDArray[np.bool_]:
-    """The voxels of `mask` with an outside face neighbour or the centre of an outside voxel within `width_mm`.
+def flat_axes(grid: Grid) -> tuple[int, ...]:
+    """The axes along which a grid is a single slice: they have no outside."""
+    return tuple(axis for axis in range(3) if grid.shape[axis] == 1)
 
-    steps_mm: (3, 3), columns are the steps of one voxel in mm. flat_axes: axes that are
-    a single slice, without an outside.
+
+def keep_band(mask: NDArray[np.bool_], bits: NDArray[np.uint8], bit: int, grid: Grid, width_mm: float) -> None:
+    """Of `mask`, in place, keep the voxels with an outside face neighbour or an outside centre within `width_mm`.
+
+    bits: `slice3d.metrics.border.padded_bits` with the same mask as one bit.
     """
     from slice3d.metrics import _band
 
+    steps, flat = grid.affine[:3, :3], flat_axes(grid)
     # in a sheared grid a ball reaches further along an axis than its radius: the dual basis gives the exact extent
-    dual = np.linalg.norm(np.linalg.inv(steps_mm), axis=1)
-    reach = [
-        0 if axis in flat_axes else min(int(width_mm * dual[axis] * (1 + 1e-9)), mask.shape[axis]) for axis in range(3)
-    ]
+    dual = np.linalg.norm(np.linalg.inv(steps), axis=1)
+    reach = [0 if axis in flat else min(int(width_mm * dual[axis] * (1 + 1e-9)), mask.shape[axis]) for axis in range(3)]
     around = np.stack(np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij"), axis=-1).reshape(-1, 3)
-    length = np.linalg.norm(around @ steps_mm.T, axis=1)
+    length = np.linalg.norm(around @ steps.T, axis=1)
     near = np.argsort(length, kind="stable")[1 : np.count_nonzero(length <= width_mm * (1 + 1e-9))]
-    faces = [sign * np.eye(3, dtype=np.int64)[axis] for axis in range(3) if axis not in flat_axes for sign in (-1, 1)]
-    return _band.inner_band(mask, np.concatenate([np.array(faces, np.int64).reshape(-1, 3), around[near]]))
+    faces = [sign * np.eye(3, dtype=np.int64)[axis] for axis in range(3) if axis not in flat for sign in (-1, 1)]
+    offsets = np.concatenate([np.array(faces, np.int64).reshape(-1, 3), around[near]])
+    if len(offsets):  # none at all: a single voxel in a single line
+        _band.keep_band(bits, bit, np.abs(offsets).max(axis=0), offsets, mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ class Pairs:
     @classmethod
     def of(cls, prediction: NDArray[Any], reference: NDArray[Any]) -> Pairs:
         """Find everything in one pass over each array."""
-        box = join([box for box in (bounding_box(prediction), bounding_box(reference)) if box is not None])
+        with ThreadPoolExecutor(2) as pool:
+            box = join([box for box in pool.map(bounding_box, (prediction, reference)) if box is not None])
         if box is None:
             empty = np.zeros((1, 1, 1), bool)
             return cls(empty, empty, {})

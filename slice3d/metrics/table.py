@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from slice3d.errors import GeometryError, InputError
 from slice3d.grid import Grid, describe
 from slice3d.metrics import distance, overlap
+from slice3d.metrics.border import padded_bits
 from slice3d.metrics.distance import Convention
 from slice3d.metrics.pairs import Pairs
 from slice3d.volume import Segmentation
@@ -53,8 +54,7 @@ def evaluate(
 
     def row(name: str, threads: int) -> dict[str, Any]:
         values = prediction.values(name) if name in prediction.structures else ()
-        a, b = pairs.masks(values, reference.values(name))
-        return _row(a, b, reference.grid, tolerances[name], settings, threads=threads)
+        return _row(pairs.masks(values, reference.values(name)), reference.grid, tolerances[name], settings, threads)
 
     if len(names) == 1:
         rows = [row(names[0], 2)]
@@ -130,12 +130,20 @@ def _nearest(labels: NDArray[Any], grid: Grid, target: Grid) -> NDArray[Any]:
 
 
 def _row(
-    a: NDArray[np.bool_], b: NDArray[np.bool_], grid: Grid, tolerance_mm: float, settings: Convention, *, threads: int
+    masks: tuple[NDArray[np.bool_], ...], grid: Grid, tolerance_mm: float, settings: Convention, threads: int
 ) -> dict[str, Any]:
-    counts = overlap.count(a, b)
+    counts = overlap.count(masks[0], masks[1])
     ml = grid.voxel_volume_mm3 / 1000.0
-    measured = distance.crop_distances(a, b, grid, settings.name, threads=threads)
     width = settings.boundary_mm or tolerance_mm or min(grid.spacing_mm)
+    bits = padded_bits(masks, overlap.flat_axes(grid))
+    if settings.name != "mesh":
+        measured = distance.crop_distances(masks[0], masks[1], grid, settings.name)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda mask, bit: overlap.keep_band(mask, bits, bit, grid, width), masks, (0, 1)))
+    boundary = overlap.count(masks[0], masks[1]).jaccard
+    del masks
+    if settings.name == "mesh":
+        measured = distance.bit_distances(bits, grid, threads=threads)
     change = counts.prediction - counts.reference
     row: dict[str, Any] = {
         "status": counts.status,
@@ -155,6 +163,6 @@ def _row(
     row["assd_mm"] = distance.assd_mm(measured)
     row["masd_mm"] = distance.masd_mm(measured)
     row["nsd"] = distance.nsd(measured, tolerance_mm=tolerance_mm)
-    row["boundary_iou"] = overlap.band_counts(a, b, grid, width).jaccard
+    row["boundary_iou"] = boundary
     row["tolerance_mm"] = tolerance_mm
     return row

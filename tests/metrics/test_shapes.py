@@ -34,7 +34,7 @@ def test_a_circle_in_one_slice(radius, centre):
     x = mask_surface(mask, grid.affine[:3, :3], flat_axes=(2,)).points
     away = np.hypot(x[:, 0] - 22 - centre[0], x[:, 1] - 22 - centre[1])
     assert away == pytest.approx(np.full(len(x), radius), abs=0.2)  # a circle has fewer pixels to pin it
-    assert away.mean() == pytest.approx(radius, abs=0.05)
+    assert away.mean() == pytest.approx(radius, abs=0.15)
 
 
 @settings(max_examples=10, deadline=None)

@@ -2,7 +2,7 @@
 
     python benchmarks/cohort.py [--quick] [--studies N] [--part scaling|faults|soak] [--workers N] [--studies-in FOLDER]
 
-scaling: each study is a CT of 60 slices of 192 × 192 pixels through the liver of the torso phantom; the shipped model
+scaling: each study is a CT of 60 slices of 160 × 160 pixels through the liver of the torso phantom; the shipped model
 segments it on one core, surfaces, measures, files and preview are made as `slice3d batch` makes them (no report page).
 The plain loop is the same function in a process of its own; two of these at the same time show what the machine itself
 gives. faults, soak: studies of 16 slices and a network of milliseconds, so that the cohort's own machinery weighs most.
@@ -39,7 +39,7 @@ from slice3d.pipeline import RunSettings  # noqa: E402
 from slice3d.progress import silent  # noqa: E402
 
 PARTS = ("scaling", "faults", "soak")
-SHAPE, SPACING = (192, 192, 60), (2.0833, 2.0833, 2.5)
+SHAPE, SPACING = (160, 160, 60), (2.1, 2.1, 2.5)
 STAGES = ("load", "segment", "surfaces", "measure", "write", "preview")
 
 
@@ -60,11 +60,8 @@ def write_torsos(folder: Path, count: int) -> None:
     middle = coarse.grid.affine[:3, :3] @ (inside.min(0) + inside.max(0)) / 2 + coarse.grid.affine[:3, 3]
     spare = 12  # slices, so that not every study shows the same part
     affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0])
-    affine[:3, 3] = (
-        SPACING[0] * SHAPE[0] / 2,
-        SPACING[1] * SHAPE[1] / 2,
-        middle[2] - SPACING[2] * (SHAPE[2] + spare) / 2,
-    )
+    corner = np.array([middle[0] / 2, 0.0, middle[2]])  # between the body's axis and the liver
+    affine[:3, 3] = corner - affine[:3, :3] @ (*SHAPE[:2], SHAPE[2] + spare) / 2
     body = torso(noise_hu=0.0, grid=Grid((*SHAPE[:2], SHAPE[2] + spare), affine)).volume.data
     for n in range(count):
         rng = np.random.default_rng(n)

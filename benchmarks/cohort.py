@@ -53,8 +53,6 @@ def write_torsos(folder: Path, count: int) -> None:
     from slice3d.samples.torso import torso
     from tests.cohort.real import write_series
 
-    if folder.is_dir() and len(list(folder.iterdir())) >= count:
-        return
     coarse = torso(spacing_mm=(8.0, 8.0, 8.0), noise_hu=0.0).segmentation
     inside = np.argwhere(coarse.mask("liver"))
     middle = coarse.grid.affine[:3, :3] @ (inside.min(0) + inside.max(0)) / 2 + coarse.grid.affine[:3, 3]
@@ -63,7 +61,7 @@ def write_torsos(folder: Path, count: int) -> None:
     corner = np.array([middle[0] / 2, 0.0, middle[2]])  # between the body's axis and the liver
     affine[:3, 3] = corner - affine[:3, :3] @ (*SHAPE[:2], SHAPE[2] + spare) / 2
     body = torso(noise_hu=0.0, grid=Grid((*SHAPE[:2], SHAPE[2] + spare), affine)).volume.data
-    for n in range(count):
+    for n in (n for n in range(count) if not (folder / f"{n:04d}").exists()):
         rng = np.random.default_rng(n)
         (i, j), k = rng.integers(-8, 9, 2), int(rng.integers(spare))
         moved = np.roll(body[:, :, k : k + SHAPE[2]], (i, j), (0, 1))

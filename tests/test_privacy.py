@@ -219,11 +219,17 @@ def test_batch_leaks_nothing_also_when_it_fails(study: Path, tmp_path: Path) -> 
     table = tmp_path / "table.csv"
     rows = ["study", str(study), *(str(cohort / f"{NAME}{end}") for end in ("^JOHN", ".nii.gz", "^NOBODY"))]
     table.write_text("\n".join(rows) + "\n")
-    done = _run("batch", table, "--organ", "liver", "--out", place / "out", temporary=place / "tmp")
+    key = tmp_path / "key"
+    key.write_bytes(b"a secret of at least this length, and more")
+    options = ("--organ", "liver", "--dicom-seg", "--dicom-stl", "--deidentify", "--key", key)
+    done = _run("batch", table, *options, "--out", place / "out", temporary=place / "tmp")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "3 failed" in done.stdout
     (place / "printed.txt").write_text(done.stdout + done.stderr)
     assert leaks(place) == []
+    made = [pydicom.dcmread(path) for path in sorted((place / "out" / "cases").glob("*/*.dcm"))]
+    assert [(str(d.Modality), str(d.PatientIdentityRemoved)) for d in made] == [("M3D", "YES"), ("SEG", "YES")]
+    assert not [path for path in place.rglob("*") if path.is_file() and b"a secret of" in path.read_bytes()]
 
 
 def test_info_shows_no_person(study: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class Stub:
     """Takes `seconds`, appends a line to `journal` for every piece of work begun and ended, obeys words in the study.
 
     A study is a folder whose file `study.txt` holds a number (the volume in ml) or a word: `corrupt`, `hang`, `die`,
-    `memory`, `bug`, `full-once`, `full-always`, `script`.
+    `memory`, `hungry`, `bug`, `full-once`, `full-always`, `script`.
     """
 
     journal: str
@@ -62,6 +62,10 @@ class Stub:
             os._exit(9)
         if "memory" in text:
             bytearray(1 << 40)
+        if "hungry" in text:
+            kept = []
+            while True:
+                kept.append(b"x" * (8 << 20))
         if "bug" in text:
             raise KeyError(f"secret of {case.study}")
         if "full-always" in text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import threading
@@ -166,6 +167,38 @@ def test_workers_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for threads in (None, 6):
             job.function(CaseInput(tmp_path, threads=threads), tmp_path / "out", lambda *_: None)
     assert used == [None, 6, 5, 5]
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere Dask alone enforces it, 20 times a second")
+def test_workers_never_hold_more_than_the_budget(tmp_path: Path) -> None:
+    import psutil
+
+    held: list[tuple[int, ...]] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.005):
+            now = []
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    now.append(process.memory_info().rss)
+            held.append(tuple(now))
+
+    cohort = make_cohort(tmp_path / "in", ["hungry 1", "hungry 2", "1500", "hungry 3", "1600"])
+    settings = CohortSettings(workers=2, memory_gib=1.2, min_free_gib=0.001, threads=1)
+    assert settings.budget().startswith("memory budget 1.2 GiB: 2 × 0.60 GiB")
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        result = run_cohort(cohort, tmp_path / "out", job=Job(Stub(str(tmp_path / "journal")), "s"), execution=settings)
+    finally:
+        done.set()
+        thread.join()
+    assert (result.done, result.failed) == (2, 3)
+    assert set(result.table[result.table.status == "failed"].kind) == {"memory"}
+    largest = max(max(now, default=0) for now in held) / 2**30
+    assert 0.3 < largest < 0.6  # each came near its share, and never beyond
+    assert max(sum(now) for now in held) / 2**30 < 1.2
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")

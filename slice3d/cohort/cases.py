@@ -85,7 +85,8 @@ def _in_table(path: Path) -> Iterator[Case]:
 
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
-            table = pd.read_parquet(path)
+            with path.open("rb") as file:  # pyarrow opens no path that is not UTF-8
+                table = pd.read_parquet(file)
         else:
             table = pd.read_csv(path, dtype=str, sep="\t" if path.suffix.lower() == ".tsv" else ",")
     except Exception as error:  # pandas and pyarrow raise whatever the damaged bytes lead them into

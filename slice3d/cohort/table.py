@@ -98,4 +98,5 @@ def _parquet(frame: pd.DataFrame, path: Path) -> None:
             kinds = {type(v) for v in mixed[name] if v is not None and v == v}
             if len(kinds) > 1:  # one column, one type
                 mixed[name] = mixed[name].map(lambda v: None if v is None or v != v else str(v))
-    mixed.to_parquet(path, index=False)
+    with path.open("wb") as file:  # pyarrow opens no path that is not UTF-8
+        mixed.to_parquet(file, index=False)

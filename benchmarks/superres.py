@@ -133,6 +133,7 @@ def run(name: str, protocol: str, methods: list[str], minutes: float, quick: boo
             if result.uncertainty is not None
             else None,
             "training_steps": facts.get("training_steps"),
+            "weights_sha256": facts.get("weights_sha256"),
         }
         if modality == "CT":
             row["structures"] = structures(result.data, kept, mask, result.grid)

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from slice3d.inference import InferenceSettings
     from slice3d.io.dicom.deidentify import Key
     from slice3d.mesh import Mesh
+    from slice3d.superres import Superres
     from slice3d.surface import SurfaceSettings
 
 # what an operator types may name a person: PS3.15 table E.1-1 has them removed
@@ -38,7 +39,8 @@ class RunSettings:
     organs: structure names or aliases. series, on_gap, on_tilt, spacing_mm: as in `slice3d.load`. None settings mean the defaults of each stage. report: write `report.html`.
     dicom_seg, dicom_stl: also write `segmentation.dcm` on the acquired slices, one `.dcm` per surface; unlike every
     other output they carry the study's patient identifiers, because an archive files them by these, unless deidentify
-    holds a key (PS3.15 Basic Profile).
+    holds a key (PS3.15 Basic Profile). superres: segment the study after super-resolution between its slices; results
+    then lie on the fine grid.
     """
 
     organs: tuple[str, ...]
@@ -53,6 +55,7 @@ class RunSettings:
     on_gap: Literal["resample", "refuse"] = "resample"
     on_tilt: Literal["resample", "refuse"] = "resample"
     spacing_mm: tuple[float, ...] | None = None
+    superres: Superres | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,9 @@ def run(
 
     Writes `segmentation.nii.gz`, `segmentation.seg.nrrd`, one `.stl` per structure, `preview.png`, `report.html`,
     `metrics.json` and `manifest.json` into a temporary folder first and moves them into place at the end: on
-    any error what was in `out` before is left as it was. previous: folder of an earlier run, whose segmentation is taken
+    any error what was in `out` before is left as it was. With super-resolution also `image.nii.gz`, its
+    `image.synthesised.nii.gz` and `image.uncertainty.nii.gz`, and one `.vtp` per structure with both as values per
+    vertex. previous: folder of an earlier run, whose segmentation is taken
     again when input, model, structures and inference settings are the same. Raises `Slice3DError` subclasses only for what the user can mend.
     """
     from slice3d import io, viewer
@@ -123,6 +128,7 @@ def run(
         raise InputError("no structure asked for; expected at least one, e.g. --organ liver")
     timings: dict[str, float] = {}
     _structures(settings.organs, settings.model)  # an unknown organ must not wait for loading
+    _check_superres(settings, reference)
     with Transaction(Path(out)) as transaction:
         with _stage("load", timings, progress):
             volume = io.load(
@@ -135,9 +141,13 @@ def run(
             )
             _check_dicom(volume, settings)
             truth = None if reference is None else _truth(reference, volume, settings)
+            acquired, identity = volume, volume_hash(volume)
+        if settings.superres is not None:
+            with _stage("super-resolution", timings, progress):
+                volume = _upsampled(volume, settings.superres, progress)
         with _stage("segment", timings, progress):
-            identity = volume_hash(volume)
-            key = _segmentation_key(identity, volume.modality, settings)
+            analysed = identity if volume is acquired else volume_hash(volume)
+            key = _segmentation_key(analysed, volume.modality, settings)
             before = None if previous is None else reuse.earlier(previous, key, volume)
             result = before or segment(
                 volume, settings.organs, model=settings.model, settings=settings.inference, progress=progress
@@ -151,7 +161,9 @@ def run(
             _write(transaction.folder, volume, result, meshes, settings)
         with _stage("preview", timings, progress):
             viewer.preview(volume, result, meshes, transaction.folder / "preview.png", findings=findings)
-        manifest = _manifest(volume, result, settings, timings, findings)
+        manifest = _manifest(acquired, result, settings, timings, findings)
+        if settings.superres is not None:
+            manifest["super_resolution"] = _jsonable(volume.metadata.get("superresolution", "not needed"))
         manifest["input"]["sha256"] = identity
         manifest["segmentation"] = {"taken_again": before is not None, **_jsonable(reuse.kept(key, result))}
         with _stage("report", timings, progress):
@@ -195,6 +207,29 @@ def _check_dicom(volume: Volume, settings: RunSettings) -> None:
         raise InputError("DICOM results need a study in DICOM; leave --dicom-seg and --dicom-stl out")
 
 
+def _check_superres(settings: RunSettings, reference: Path | str | None) -> None:
+    """What super-resolution excludes, before anything is loaded."""
+    if settings.superres is None:
+        return
+    if settings.dicom_seg:
+        raise InputError(
+            "a DICOM SEG lies on the acquired slices, super-resolved labels do not; leave --dicom-seg or --superres out"
+        )
+    if reference is not None:
+        raise InputError(
+            "a reference lies on the acquired slices, super-resolved labels do not; leave --reference out and score with "
+            "`slice3d evaluate --resample`"
+        )
+
+
+def _upsampled(volume: Volume, wanted: Superres, progress: Progress) -> Volume:
+    from slice3d.superres import upsample
+
+    return upsample(
+        volume, spacing_mm=wanted.spacing_mm, method=wanted.method, settings=wanted.settings, progress=progress
+    )
+
+
 def _truth(path: Path | str, volume: Volume, settings: RunSettings) -> Segmentation:
     """The reference on the study's grid; what is wrong with it must not wait for the segmentation."""
     from slice3d import io
@@ -235,14 +270,15 @@ def _wanted(result: Segmentation) -> tuple[str, ...]:
 def _meshes(
     result: Segmentation, settings: RunSettings, progress: Progress
 ) -> tuple[dict[str, Mesh], tuple[Finding, ...]]:
-    from slice3d.surface import SurfaceSettings, surface
+    from slice3d.surface import SurfaceSettings, annotate, surface
 
     meshes: dict[str, Mesh] = {}
     missing: list[Finding] = []
     wanted = _wanted(result)
     for n, name in enumerate(wanted):
         if result.mask(name).any():
-            meshes[name] = surface(result, name, settings=settings.surface or SurfaceSettings())
+            mesh = surface(result, name, settings=settings.surface or SurfaceSettings())
+            meshes[name] = annotate(mesh, volume=result) if len(mesh.faces) else mesh
         else:
             text = f"{name} was not found in this study: no volume, no surface"
             missing.append(Finding("structure-empty", text, details={"structure": name}))
@@ -251,6 +287,8 @@ def _meshes(
 
 
 def _measure(result: Segmentation, meshes: Mapping[str, Mesh], truth: Segmentation | None) -> dict[str, Any]:
+    import numpy as np
+
     from slice3d.metrics import components
     from slice3d.surface import check
 
@@ -259,6 +297,10 @@ def _measure(result: Segmentation, meshes: Mapping[str, Mesh], truth: Segmentati
     for name in _wanted(result):
         mask = result.mask(name)
         row: dict[str, Any] = {"volume_ml": round(result.volume_ml(name), 3), "components": components(mask)}
+        if result.synthesised is not None and mask.any():
+            row["synthesised_share"] = round(float(result.synthesised[mask].mean()), 4)
+        if result.uncertainty is not None and mask.any():
+            row["mean_uncertainty"] = round(float(np.mean(result.uncertainty[mask])), 4)
         if name in expected:
             row["expected_dice"] = round(float(expected[name]), 3)
         if name in meshes:
@@ -270,6 +312,8 @@ def _measure(result: Segmentation, meshes: Mapping[str, Mesh], truth: Segmentati
                 "faces": len(mesh.faces),
                 "check": check(mesh).to_dict(),
             }
+            for scalar, values in mesh.scalars.items():
+                row["mesh"][f"mean_{scalar}"] = round(float(np.mean(values)), 4)
         rows[name] = row
     if truth is not None:
         _score(result, truth, rows)
@@ -302,6 +346,13 @@ def _write(
     io.save(result, folder / "segmentation.seg.nrrd")
     for name, mesh in meshes.items():
         io.save(mesh, folder / f"{name}.stl")
+        if settings.superres is not None and mesh.scalars:
+            io.save(mesh, folder / f"{name}.vtp")  # an STL holds no values
+    if settings.superres is not None and volume.synthesised is not None:
+        io.save(volume, folder / "image.nii.gz")
+        io.save(replace(volume, data=volume.synthesised.astype("uint8")), folder / "image.synthesised.nii.gz")
+        if volume.uncertainty is not None:
+            io.save(replace(volume, data=volume.uncertainty), folder / "image.uncertainty.nii.gz")
     # one for all files of a case, so that they refer to each other
     worker = settings.deidentify.deidentifier() if settings.deidentify is not None else None
     if settings.dicom_seg:

@@ -28,9 +28,10 @@ def resample(volume: Volume, *, grid: Grid, order: int = 1, fill: float | None =
 
 
 def resample_labels(segmentation: Segmentation, *, grid: Grid) -> Segmentation:
-    """The labels at the voxel centres of `grid` (nearest neighbour; background outside). Probabilities are dropped."""
+    """The labels at the voxel centres of `grid` (nearest neighbour; background outside). Probabilities and marks of
+    synthesised voxels are dropped."""
     labels = _sample(segmentation.labels, segmentation.grid, grid, order=0, fill=0)
-    return replace(segmentation, labels=freeze(labels), grid=grid, probabilities={})
+    return replace(segmentation, labels=freeze(labels), grid=grid, probabilities={}, synthesised=None, uncertainty=None)
 
 
 def reorient(volume: Volume, orientation: str = "RAS") -> Volume:

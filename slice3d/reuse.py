@@ -68,6 +68,8 @@ def earlier(folder: Path, key: str, volume: Volume) -> Segmentation | None:
             groups=about["groups"],
             findings=tuple(_finding(f) for f in about["findings"]),
             metadata=manifest["model"],
+            synthesised=volume.synthesised,
+            uncertainty=volume.uncertainty,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, Slice3DError):
         return None  # nothing there, or not as this version writes it: the network runs

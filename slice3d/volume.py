@@ -63,12 +63,7 @@ class Volume:
         object.__setattr__(self, "data", data)
         object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
         object.__setattr__(self, "findings", tuple(self.findings))
-        for name in ("synthesised", "uncertainty"):
-            array = getattr(self, name)
-            if array is not None:
-                array = _frozen(array)
-                _check_shape(name, array, self.grid)
-                object.__setattr__(self, name, array)
+        _freeze_marks(self)
 
     def with_findings(self, findings: Iterable[Finding]) -> Volume:
         """The same volume with more findings."""
@@ -103,6 +98,7 @@ class Segmentation:
     holds its tumour, the body that holds everything); a name in `groups` wins over the same name in `names`.
     probabilities: structure name → (i, j, k) float array in 0…1, where the method gave one.
     findings: what a reader of the result must know. metadata: how it was made (model, settings).
+    synthesised, uncertainty: of the image that was segmented, as in `Volume`: where it was estimated, and how surely.
     """
 
     labels: NDArray[Any]
@@ -112,6 +108,8 @@ class Segmentation:
     probabilities: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    synthesised: NDArray[np.bool_] | None = None
+    uncertainty: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         labels = _frozen(self.labels)
@@ -136,6 +134,7 @@ class Segmentation:
             _check_shape(f"probability of {name}", array, self.grid)
             probabilities[name] = _frozen(array)
         object.__setattr__(self, "probabilities", MappingProxyType(probabilities))
+        _freeze_marks(self)
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -169,7 +168,7 @@ class Segmentation:
     def __reduce__(self) -> tuple[Any, ...]:
         return _make_segmentation, (
             self.labels, self.grid, dict(self.names), dict(self.groups),
-            dict(self.probabilities), self.findings, dict(self.metadata),
+            dict(self.probabilities), self.findings, dict(self.metadata), self.synthesised, self.uncertainty,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -191,6 +190,15 @@ def freeze(array: NDArray[Any]) -> NDArray[Any]:
         freeze(array.base)
     array.flags.writeable = False
     return array
+
+
+def _freeze_marks(value: Volume | Segmentation) -> None:
+    for name in ("synthesised", "uncertainty"):
+        array = getattr(value, name)
+        if array is not None:
+            array = _frozen(array)
+            _check_shape(name, array, value.grid)
+            object.__setattr__(value, name, array)
 
 
 def _make_volume(*args: Any) -> Volume:

@@ -26,7 +26,8 @@ _MEASURED_S, _MEASURED_GIB = 70.0, 2.1
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do. outputs: files that it would write into the folder."""
+    """What a run would do. voxels: that it would work on. outputs: files that it would write into the folder.
+    superres_minutes: what super-resolution may take on top."""
 
     series: SeriesEntry
     why: str
@@ -34,16 +35,18 @@ class Plan:
     structures: tuple[str, ...]
     estimate: Estimate
     outputs: tuple[str, ...]
+    voxels: int
+    superres_minutes: float = 0.0
 
     @property
     def share(self) -> float:
         """How large the study is beside the one that was measured."""
-        return float(math.prod(self.series.shape or (1,))) / _MEASURED_VOXELS
+        return self.voxels / _MEASURED_VOXELS
 
     @property
     def run_s(self) -> float:
         """Seconds of the whole run, roughly."""
-        return self.estimate.seconds + _MEASURED_S * self.share
+        return self.estimate.seconds + _MEASURED_S * self.share + 60 * self.superres_minutes
 
     @property
     def run_gib(self) -> float:
@@ -101,9 +104,32 @@ def plan(study: Path, settings: RunSettings) -> Plan:
     )
     inference = settings.inference or InferenceSettings()
     engine = engine_for(package, device=inference.device, precision=inference.precision, folds=inference.folds)
-    estimate = estimated(engine, _grid(series, spacing), structures=structures, settings=inference)
+    grid = _grid(series, spacing)
+    minutes = 0.0
+    if settings.superres is not None:
+        minutes = settings.superres.settings.minutes
+        grid = _finer(grid, settings.superres.spacing_mm)
+    estimate = estimated(engine, grid, structures=structures, settings=inference)
     why = listing.why if series.picked else "asked for with --series"
-    return Plan(series, why, package, structures, estimate, _outputs(structures, settings))
+    outputs = _outputs(structures, settings)
+    return Plan(series, why, package, structures, estimate, outputs, math.prod(grid.shape), minutes)
+
+
+def _finer(grid: Grid, spacing_mm: float) -> Grid:
+    """The grid after super-resolution to `spacing_mm`, to a slice."""
+    import numpy as np
+
+    from slice3d.grid import Grid
+    from slice3d.superres.stack import through_plane_axis
+
+    axis = through_plane_axis(grid)
+    if axis is None:
+        return grid
+    factor = max(1.0, grid.spacing_mm[axis] / max(spacing_mm, float(np.delete(grid.spacing_mm, axis).min())))
+    shape, affine = list(grid.shape), grid.affine.copy()
+    shape[axis] = round(shape[axis] * factor)
+    affine[:3, axis] /= factor
+    return Grid((shape[0], shape[1], shape[2]), affine)
 
 
 def _chosen(listing: Listing, key: str | None) -> SeriesEntry:
@@ -138,6 +164,9 @@ def _outputs(structures: tuple[str, ...], settings: RunSettings) -> tuple[str, .
     names += ["preview.png", "metrics.json", "manifest.json"]
     names += ["report.html"] * settings.report + ["segmentation.dcm"] * settings.dicom_seg
     names += [f"{name}.dcm" for name in structures] * settings.dicom_stl
+    if settings.superres is not None:
+        names += ["image.nii.gz", "image.synthesised.nii.gz", "image.uncertainty.nii.gz"]
+        names += [f"{name}.vtp" for name in structures]
     return tuple(sorted(names))
 
 
@@ -158,6 +187,8 @@ def show(found: Plan, out: Path) -> None:
         f"time     about {console.duration(found.run_s)} in all, {console.duration(needed.seconds)} of it for the network: "
         f"{needed.runs} runs of {needed.run_s:.2f} s on {needed.device} with {needed.threads} threads, one timed just now"
     )
+    if found.superres_minutes:
+        console.say(f"         (with up to {found.superres_minutes:g} min of super-resolution)")
     console.say(
         "         (what follows the network is scaled from a measured run of five structures; one organ takes less)"
     )

@@ -10,7 +10,7 @@ import typer
 from slice3d.cli import console
 from slice3d.cli import plan as planning
 from slice3d.cli.complete import models, organs
-from slice3d.cli.values import OnIrregular, gib, listed, local_study, millimetres, pseudonyms
+from slice3d.cli.values import OnIrregular, gib, listed, local_study, millimetres, pseudonyms, super_resolution
 
 if TYPE_CHECKING:
     from slice3d.pipeline import RunResult
@@ -36,6 +36,16 @@ def segment(
     on_gap: Annotated[OnIrregular, typer.Option("--on-gap", help="Missing or uneven slices.")] = "resample",
     on_tilt: Annotated[OnIrregular, typer.Option("--on-tilt", help="Tilted gantry.")] = "resample",
     spacing: Annotated[str | None, typer.Option("--spacing", help="x,y,z in mm of a PNG or TIFF stack.")] = None,
+    superres: Annotated[
+        bool, typer.Option("--superres", help="First estimate what lies between thick slices; takes minutes.")
+    ] = False,
+    superres_spacing: Annotated[
+        float | None,
+        typer.Option("--superres-spacing", help="With --superres: mm between slices to make (default: 1)."),
+    ] = None,
+    superres_method: Annotated[
+        str | None, typer.Option("--superres-method", help="With --superres: as `slice3d upsample --method`.")
+    ] = None,
     memory: Annotated[str | None, typer.Option("--memory", help="Budget, e.g. 8GiB (default: 60 % of free).")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N (default: CUDA if any).")] = None,
     dicom_seg: Annotated[
@@ -72,6 +82,7 @@ def segment(
         on_gap=on_gap,
         on_tilt=on_tilt,
         spacing_mm=millimetres(spacing),
+        superres=super_resolution(superres, superres_spacing, superres_method),
     )
     if dry_run:
         with local_study(study) as path:

@@ -13,6 +13,7 @@ from slice3d.errors import InputError
 
 if TYPE_CHECKING:
     from slice3d.io.dicom.deidentify import Key
+    from slice3d.superres import Superres
 
 OnIrregular = Literal["resample", "refuse"]
 
@@ -77,3 +78,14 @@ def local_study(study: str) -> Iterator[Path]:
         return
     with fetched(study, auth=credentials(os.environ)) as folder:
         yield folder
+
+
+def super_resolution(wanted: bool, spacing_mm: float | None, method: str | None) -> Superres | None:
+    """What the options of `--superres` ask for. Raises `InputError` for one of them without it."""
+    if not wanted:
+        if spacing_mm is not None or method is not None:
+            raise InputError("--superres-spacing and --superres-method say how; add --superres")
+        return None
+    from slice3d.superres import Superres
+
+    return Superres(1.0 if spacing_mm is None else spacing_mm, method or "auto")

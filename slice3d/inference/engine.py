@@ -93,7 +93,10 @@ class Engine:
             labels = only(labels, self.package, wanted)
             tallies = {name: tallies[name] for name in wanted}
         names, groups = names_of(self.package, wanted)
-        result = Segmentation(freeze(labels), volumes[0].grid, names, groups=groups, probabilities=probabilities)
+        result = Segmentation(
+            freeze(labels), volumes[0].grid, names, groups=groups, probabilities=probabilities,
+            synthesised=volumes[0].synthesised, uncertainty=volumes[0].uncertainty,
+        )  # fmt: skip
         if settings.postprocess if settings.postprocess is not None else self.package.origin == "native":
             result = postprocess.clean(result, wanted)
         run.clock("postprocess", start)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slice3d.superres.methods import METHODS, UpsampleSettings
+from slice3d.superres.methods import METHODS, Superres, UpsampleSettings
 from slice3d.superres.profile import SliceOperator, SliceProfile, estimate_profile, slice_operator
 from slice3d.superres.upsampling import upsample
 
@@ -10,6 +10,7 @@ __all__ = [
     "METHODS",
     "SliceOperator",
     "SliceProfile",
+    "Superres",
     "UpsampleSettings",
     "estimate_profile",
     "slice_operator",

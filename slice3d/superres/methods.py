@@ -33,6 +33,15 @@ class UpsampleSettings:
     self_check: bool | None = None
 
 
+@dataclass(frozen=True)
+class Superres:
+    """What `slice3d.pipeline.run` does to a study before it is segmented: the arguments of `upsample`."""
+
+    spacing_mm: float = 1.0
+    method: str = "auto"
+    settings: UpsampleSettings = field(default_factory=UpsampleSettings)
+
+
 class Fitted(Protocol):
     """A method ready for one stack."""
 

@@ -13,16 +13,17 @@ from slice3d.grid import Grid
 from slice3d.mesh import Mesh
 from slice3d.surface import topology
 from slice3d.surface.distance import require_faces
-from slice3d.volume import Volume
+from slice3d.volume import Segmentation, Volume
 
 # 2 sin(60° / 2): balls whose two contacts are less than 60° apart seen from their centre are taken for roughness
 _CHORD = 1.0
 
 
-def annotate(mesh: Mesh, *, volume: Volume | None = None, wall_thickness: bool = False) -> Mesh:
-    """The mesh with the scalars `synthesised` (0…1) and `uncertainty` of `volume`, and `wall_thickness_mm`.
+def annotate(mesh: Mesh, *, volume: Volume | Segmentation | None = None, wall_thickness: bool = False) -> Mesh:
+    """The mesh with the scalars `synthesised` (0…1) and `uncertainty` of an image or of its segmentation, and
+    `wall_thickness_mm`.
 
-    Scalars that the volume does not carry are left out. Raises `InputError` for a mesh without faces.
+    Scalars that it does not carry are left out. Raises `InputError` for a mesh without faces.
     """
     require_faces(mesh, "scalars")
     scalars: dict[str, NDArray[Any]] = dict(mesh.scalars)

@@ -207,12 +207,29 @@ def certainty(
         out.append(
             f"{share:.0f} % of the image was computed between the acquired slices: what is likely, not what was seen."
         )
+        unit = "HU" if volume.modality == "CT" else "units of the image"
+        for name in structures:
+            out.extend(_computed(name, rows.get(name, {}), unit))
     gap = max(volume.grid.spacing_mm)
     out.append(
         f"The coarsest distance between voxels is {gap:.2g} mm. In that direction edges, and distances measured on "
         "them, are known to about half of it at best."
     )
     return out
+
+
+def _computed(name: str, row: Mapping[str, Any], unit: str) -> list[str]:
+    """How much of one structure lies where the image was computed."""
+    share, spread = row.get("synthesised_share"), row.get("mean_uncertainty")
+    if not isinstance(share, (int, float)):
+        return []
+    text = f"{title_of(name)}: {100 * share:.0f} % of its voxels lie in computed planes"
+    if isinstance(spread, (int, float)):
+        text += f"; the image is expected to be off by {spread:.3g} {unit} within its outline"
+    surface = (row.get("mesh") or {}).get("mean_uncertainty")
+    if isinstance(surface, (int, float)):
+        text += f" and by {surface:.3g} {unit} on its surface, on average"
+    return [text + "."]
 
 
 def _range(segmentation: Segmentation, name: str) -> list[str]:

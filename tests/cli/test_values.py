@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from slice3d.cli.values import gib, millimetres
+from slice3d.cli.values import gib, millimetres, super_resolution
 from slice3d.errors import InputError
 
 
@@ -26,3 +26,12 @@ def test_spacing() -> None:
     for text in ("1,2", "a,b,c", "1;2;3", ""):
         with pytest.raises(InputError, match="three numbers"):
             millimetres(text)
+
+
+def test_how_to_superresolve_needs_the_wish_to() -> None:
+    with pytest.raises(InputError, match="add --superres"):
+        super_resolution(False, 2.0, None)
+    assert super_resolution(False, None, None) is None
+    asked = super_resolution(True, 2.0, "bspline")
+    assert asked is not None
+    assert (asked.spacing_mm, asked.method) == (2.0, "bspline")

@@ -38,12 +38,15 @@ def contour_mask(mask: NDArray[np.bool_], grid: Grid, cutoff_mm: float) -> Array
 
 
 def _placed(index: NDArray[np.float64], faces: NDArray[np.int64], grid: Grid) -> Arrays:
-    world = np.empty(index.shape)
-    for axis, (a, b, c, d) in enumerate(grid.affine[:3]):
-        np.multiply(index[:, 0], a, out=world[:, axis])
-        world[:, axis] += b * index[:, 1] + c * index[:, 2] + d
-    turned = np.linalg.det(grid.affine[:3, :3]) < 0
-    return world, np.ascontiguousarray(faces[:, ::-1] if turned else faces)
+    """World positions and outward faces, written over what was given: a second copy would cost as much as the rest."""
+    for start in range(0, len(index), 8192):
+        rows = index[start : start + 8192]
+        i, j, k = rows.T.copy()
+        for axis, (a, b, c, d) in enumerate(grid.affine[:3]):
+            rows[:, axis] = i * a + (j * b + k * c + d)
+    if np.linalg.det(grid.affine[:3, :3]) < 0:
+        marching.turn(faces)
+    return index, faces
 
 
 def snap(values: Array) -> Array:
@@ -69,7 +72,20 @@ def keep_volume(
     border: Sequence[tuple[NDArray[np.float64], float]] = (),
     most_mm: float = math.inf,
 ) -> tuple[NDArray[np.float64], float]:
-    """Shifts the surface along its normals until it encloses `volume_mm3`; returns the shift in mm too.
+    """As `shift_to_volume`, of a copy of the vertices, which is returned too."""
+    vertices = np.array(vertices, dtype=np.float64)
+    return vertices, shift_to_volume(vertices, faces, volume_mm3, border=border, most_mm=most_mm)
+
+
+def shift_to_volume(
+    vertices: NDArray[np.float64],
+    faces: NDArray[np.int64],
+    volume_mm3: float,
+    *,
+    border: Sequence[tuple[NDArray[np.float64], float]] = (),
+    most_mm: float = math.inf,
+) -> float:
+    """Shifts the surface in place along its normals until it encloses `volume_mm3`; returns the shift in mm.
 
     border: planes (outward unit normal, offset in mm) where the scan ended: what lies in one stays in it, and nothing
     passes it. most_mm: where more than this would be needed nothing is shifted, and the shift returned is that needed.
@@ -78,7 +94,6 @@ def keep_volume(
     free = np.ones(len(faces), dtype=bool)
     for held in flat:
         free &= ~held[faces].all(axis=1)
-    vertices = np.array(vertices, dtype=np.float64)
     move = np.empty_like(vertices)
     shift = 0.0
     for _ in range(4 if border else 3):
@@ -90,7 +105,7 @@ def keep_volume(
             break  # the border of the scan all round: nothing of the surface is the structure's own
         step = missing / area
         if abs(shift + step) > most_mm:
-            return vertices, shift + step
+            return shift + step
         move *= step
         for (n, d), held in zip(border, flat, strict=True):
             outwards = move @ n
@@ -99,7 +114,7 @@ def keep_volume(
             move -= (outwards - np.where(held, 0.0, np.minimum(outwards, room)))[:, None] * n
         vertices += move
         shift += step
-    return vertices, shift
+    return shift
 
 
 @compiled

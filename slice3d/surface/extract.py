@@ -13,7 +13,7 @@ from slice3d import anatomy
 from slice3d.findings import Finding
 from slice3d.mesh import Mesh
 from slice3d.progress import Progress, silent
-from slice3d.surface.contour import STEADY, contour_mask, keep_volume
+from slice3d.surface.contour import STEADY, contour_mask, shift_to_volume
 from slice3d.surface.implicit import cutoff_mm, implicit, refinement
 from slice3d.surface.level import levelled
 from slice3d.surface.region import Region, crop, cut_finding, cut_sides
@@ -50,7 +50,7 @@ def surface(
         vertices, faces = contour_mask(region.mask, region.grid, cutoff)
         shift = 0.0
         if settings.keep_volume:
-            vertices, shift = keep_volume(vertices, faces, voxels_mm3, most_mm=most_mm)
+            shift = shift_to_volume(vertices, faces, voxels_mm3, most_mm=most_mm)
     if abs(shift) > most_mm:
         field = implicit(region, settings)
         progress(stage, 0.6)
@@ -64,7 +64,7 @@ def surface(
         "cutoff_mm": cutoff if filtered else None,
         "source": "labels" if region.probability is None else "probability",
     }
-    finding = cut_finding(structure, region.cut, region.grid)
+    finding = cut_finding(structure, region)
     del region
     mesh = _finish(structure, vertices, faces, settings, finding, metadata)
     progress(stage, 1.0)
@@ -123,9 +123,7 @@ def _together(
         vertices, faces = net.part(value)
         milliliters = float(count[value]) * segmentation.grid.voxel_volume_mm3 / 1000.0
         metadata = {"voxel_volume_ml": milliliters, "source": "labels", "shared_interfaces": True}
-        out[name] = _finish(
-            name, vertices, faces, settings, cut_finding(name, sides.get(value, ()), segmentation.grid), metadata
-        )
+        out[name] = _finish(name, vertices, faces, settings, cut_finding(name, sides.get(value, ())), metadata)
     progress("shared surfaces", 1.0)
     return out
 

@@ -188,7 +188,9 @@ def of_mask(mask: NDArray[np.bool_], kernels: Kernels, kept: float | np.floating
     """
     if mask.flags.f_contiguous and not mask.flags.c_contiguous:
         vertices, faces = of_mask(mask.T, (kernels[2], kernels[1], kernels[0]), kept, margin=margin)
-        return vertices[:, ::-1], faces[:, ::-1]
+        turn(vertices)
+        turn(faces)
+        return vertices, faces
     weights = [_by_threes(kernel) for kernel in kernels]
     reach = [len(w) // 2 for w in weights]
     # rows are filtered end to end: between the inside of two of them lies as much outside as the filter reaches
@@ -203,6 +205,13 @@ def of_mask(mask: NDArray[np.bool_], kernels: Kernels, kept: float | np.floating
         return zip(_planes(chain(beyond, flat, beyond), line, at, row, weights), flat, strict=True)
 
     return _triangles(mask.shape, slices, (np.float32(0.5), np.float32(kept)))
+
+
+def turn(rows: NDArray[Any]) -> None:
+    """Swaps the first and the last of three columns in place."""
+    first = rows[:, 0].copy()
+    rows[:, 0] = rows[:, 2]
+    rows[:, 2] = first
 
 
 def filtered(mask: NDArray[np.bool_], kernels: Kernels) -> NDArray[np.float32]:

@@ -36,25 +36,25 @@ class Network:
     """vertices: (N, 3) world mm. quads: (M, 4), seen from side 1 counter-clockwise, divided from the first corner to the
     third. sides: (M, 2) labels.
 
-    voxels: (M, 2) number of the voxel on each side, which tells apart what only touches along an edge.
+    voxels: (M, 2) number of the voxel on each side, which tells apart what only touches along an edge. by_side: for either
+    side the quads sorted by its label, and where each label's begin.
     """
 
     vertices: NDArray[np.float64]
     quads: NDArray[np.int64]
     sides: NDArray[np.int64]
     voxels: NDArray[np.int64]
+    by_side: tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]
 
     def part(self, label: int) -> Arrays:
         """The closed surface of one label, faces outwards; parts that touch in edges or points are divided there."""
-        inner = np.flatnonzero(self.sides[:, 0] == label)
-        outer = np.flatnonzero(self.sides[:, 1] == label)
+        inner, outer = (order[start[label] : start[label + 1]] for order, start in self.by_side)
         # Divided before it is turned, so that both neighbours get the same two triangles.
         mine, theirs = (_triangles(self.quads[rows]) for rows in (inner, outer))
         faces = np.concatenate([mine, theirs[:, ::-1]])
         voxel = np.concatenate([self.voxels[inner, 0], self.voxels[outer, 1]])
         vertices, faces, _ = topology.compact(self.vertices, faces)
-        vertices, faces = topology.split_by_owner(vertices, faces, np.repeat(voxel, 2))
-        return topology.spread(vertices, faces), faces
+        return topology.split_by_owner(vertices, faces, np.repeat(voxel, 2))
 
 
 def _triangles(quads: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -165,7 +165,10 @@ def network(
     if np.linalg.det(grid.affine[:3, :3]) < 0:
         quads = np.ascontiguousarray(quads[:, ::-1])
     _turn(points, world, quads, edges.low, edges.axis, np.asarray(window.shape))
-    return Network(world, quads, sides, np.stack([edges.low, edges.high], axis=1))
+    order = [np.argsort(side, kind="stable") for side in sides.T]
+    first = np.arange(len(wanted) + 1)
+    by_side = tuple((o, np.searchsorted(side[o], first)) for o, side in zip(order, sides.T, strict=True))
+    return Network(world, quads, sides, np.stack([edges.low, edges.high], axis=1), by_side)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from slice3d.findings import Finding
 from slice3d.grid import Grid
 from slice3d.volume import Segmentation
 
+_FACES = ("first", "last")
 MARGIN = 4
 
 
@@ -146,6 +147,8 @@ def _widen(labels: NDArray[Any], value: int, start: NDArray[np.int64], stop: NDA
 def _window(array: NDArray[Any], start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[Any]:
     low, high = np.maximum(start, 0), np.minimum(stop, array.shape)
     inner = array[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    if inner.shape == tuple(stop - start):
+        return inner
     # Beyond the scan the last slice goes on, so that smoothing does not round the structure off before it is cut flat.
     return np.pad(inner, list(zip(low - start, stop - high, strict=True)), mode="edge")
 
@@ -165,16 +168,17 @@ def cut_sides(labels: NDArray[Any]) -> dict[int, list[tuple[int, int]]]:
     out: dict[int, list[tuple[int, int]]] = {}
     for axis in range(3):
         for end, at in ((0, 0), (1, -1)):
-            for value in np.unique(np.take(labels, at, axis=axis)):
+            for value in np.unique(np.moveaxis(labels, axis, 0)[at]):
                 out.setdefault(int(value), []).append((axis, end))
     return out
 
 
-def cut_finding(structure: str, cut: Sequence[tuple[int, int]], grid: Grid) -> Finding | None:
-    """The sentence that a surface was closed where the scan ended. cut: as in `Region`. grid: its axes."""
+def cut_finding(structure: str, where: Region | Sequence[tuple[int, int]]) -> Finding | None:
+    """The sentence that a surface was closed where the scan ended."""
+    cut = where.cut if isinstance(where, Region) else where
     if not cut:
         return None
-    sides = [grid.end(axis, bool(end)) for axis, end in cut]
+    sides = [f"{_FACES[end]} {'ijk'[axis]} slice" for axis, end in cut]
     text = (
         f"{structure} reaches the border of the field of view ({', '.join(sides)}) and was closed there by a flat face; "
         "its true extent is unknown"

@@ -63,13 +63,17 @@ class _Fans:
 
 
 def _fans(
-    faces: Faces, vertex_count: int, *, extra: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+    faces: Faces,
+    vertex_count: int,
+    *,
+    extra: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    half: Edges | None = None,
 ) -> _Fans:
     """Groups face corners (3f + c) at the same vertex that are joined through two-sided edges, or pairs of half-edges."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    half = edges(faces, vertex_count)
+    half = edges(faces, vertex_count) if half is None else half
     two_sided = (half.count == 2) & (half.balance == 0)
     order = np.argsort(half.of_half, kind="stable")
     order = order[two_sided[half.of_half[order]]]
@@ -95,32 +99,48 @@ def split_fans(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
 
 def coincident(vertices: Vertices, faces: Faces) -> NDArray[np.int64]:
     """Used vertices that have the float32 position of another one: a file without indices, as STL, joins them."""
-    used = np.unique(faces)
-    _, place, count = np.unique(vertices[used].astype(np.float32), axis=0, return_inverse=True, return_counts=True)
-    found: NDArray[np.int64] = used[count[place.reshape(-1)] > 1]
+    used = np.zeros(len(vertices), dtype=bool)
+    used[faces.reshape(-1)] = True
+    return _coincident(vertices, np.flatnonzero(used))
+
+
+def _coincident(vertices: Vertices, among: NDArray[np.int64]) -> NDArray[np.int64]:
+    place = (vertices[among].astype(np.float32) + np.float32(0)).view(np.uint32).astype(np.uint64)
+    # sorting one number each is far quicker than sorting rows; what it confuses is told apart below
+    key = (place * np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)).sum(axis=1)
+    order = np.argsort(key)
+    same = np.flatnonzero(key[order[1:]] == key[order[:-1]])
+    maybe = np.unique(order[np.concatenate([same, same + 1])])
+    if not len(maybe):
+        return np.zeros(0, dtype=np.int64)
+    _, row, count = np.unique(place[maybe], axis=0, return_inverse=True, return_counts=True)
+    found: NDArray[np.int64] = among[maybe[count[row.reshape(-1)] > 1]]
     return found
 
 
-def spread(vertices: Vertices, faces: Faces) -> Vertices:
+def spread(vertices: Vertices, faces: Faces, *, among: NDArray[np.int64] | None = None) -> Vertices:
     """Moves coinciding vertices a few float32 steps apart, each towards the middle of the vertices that it is joined to.
 
     That is into the cone that its faces form, on whichever side the solid lies: two neighbours with the same faces there
-    move alike. Vertices at open edges stay: those are to be joined, not parted.
+    move alike. Vertices at open edges stay: those are to be joined, not parted. among: the only ones to look at.
     """
-    half = edges(faces, len(vertices))
+    at = coincident(vertices, faces) if among is None else _coincident(vertices, among)
+    if not len(at):
+        return vertices
+    marked = np.zeros(len(vertices), dtype=bool)
+    marked[at] = True
+    half = edges(faces[marked[faces].any(axis=1)], len(vertices))
     ends = np.stack([half.key // len(vertices), half.key % len(vertices)], axis=1)
-    movable = np.ones(len(vertices), dtype=bool)
-    movable[ends[half.count == 1].reshape(-1)] = False
+    marked[ends[half.count == 1].reshape(-1)] = False
+    movable = at[marked[at]]
+    way = _into_cone(vertices, ends, movable)
     step = 8.0 * float(np.spacing(np.float32(np.abs(vertices).max(initial=1.0))))
-    out = vertices
+    out = vertices.copy()
     for _ in range(4):
-        at = coincident(out, faces)
-        at = at[movable[at]]
-        if not len(at):
+        still = np.isin(movable, _coincident(out, at))
+        if not still.any():
             break
-        way = _into_cone(vertices, ends, at)
-        out = out.copy() if out is vertices else out
-        out[at] = vertices[at] + step * way
+        out[movable[still]] = vertices[movable[still]] + step * way[still]
         step *= 2.0
     return out
 
@@ -222,19 +242,25 @@ def pair_edges(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
 def split_by_owner(vertices: Vertices, faces: Faces, owner: NDArray[np.int64]) -> tuple[Vertices, Faces]:
     """Divides edges with more than two faces so that faces of one owner stay together, then vertices with several fans.
 
+    What is divided is also put apart, see `spread`. Every vertex is used by a face.
     owner: (M,) the voxel that each face bounds from outside. Two voxels that touch only along an edge come apart there.
     """
     half = edges(faces, len(vertices))
     at = np.flatnonzero(half.count[half.of_half] > 2)
-    if not len(at) and not len(nonmanifold_vertices(faces, len(vertices))):
-        return vertices, faces
     rising = faces.reshape(-1)[at] < np.roll(faces, -1, axis=1).reshape(-1)[at]
     order = np.lexsort((rising, owner[at // 3], half.of_half[at]))
     at, rising = at[order], rising[order]
     same = (half.of_half[at[1:]] == half.of_half[at[:-1]]) & (owner[at[1:] // 3] == owner[at[:-1] // 3])
     pair = np.flatnonzero(same & (rising[1:] != rising[:-1]))
-    fans = _fans(faces, len(vertices), extra=(at[pair], at[pair + 1]))
-    return _split_edges(vertices[fans.vertex], fans.of_corner.reshape(-1, 3), owner)
+    fans = _fans(faces, len(vertices), extra=(at[pair], at[pair + 1]), half=half)
+    if len(fans.vertex) == len(vertices) and not len(at):
+        return vertices, faces
+    copies = np.flatnonzero(np.bincount(fans.vertex)[fans.vertex] > 1)
+    vertices, faces = vertices[fans.vertex], fans.of_corner.reshape(-1, 3)
+    count = len(vertices)
+    if len(at):
+        vertices, faces = _split_edges(vertices, faces, owner)
+    return spread(vertices, faces, among=np.concatenate([copies, np.arange(count, len(vertices))])), faces
 
 
 def _split_edges(vertices: Vertices, faces: Faces, owner: NDArray[np.int64]) -> tuple[Vertices, Faces]:

@@ -30,7 +30,7 @@ PLANS = {
         **ANISOTROPIC, features=(8, 16, 32), classes=CLASSES, kind="ResidualEncoderUNet", repeats=1
     ),
 }
-ITERATIONS = 48
+ITERATIONS = 240
 # stored with the tests: name → plan, folds
 SMALL = {
     "plain-isotropic": (Plan((6.0, 6.0, 6.0), (24, 32, 32), (4, 8, 16), CLASSES), 1),
@@ -148,7 +148,7 @@ def write_reference(python: str, target: Path) -> None:
     volume = torso(TorsoPhantom(), grid=Grid((72, 60, 40), affine), noise_hu=0.0).volume
     target.mkdir(exist_ok=True)
     for name, (plan, folds) in SMALL.items():
-        states = trained_states(plan, folds=folds, iterations=250)
+        states = trained_states(plan, folds=folds, iterations=400)
         with tempfile.TemporaryDirectory() as scratch:
             root = Path(scratch)
             folder = results_folder(root, plan, states)

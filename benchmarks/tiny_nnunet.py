@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-CLIP, MEAN, STD = (-1000.0, 1000.0), 0.0, 300.0
+CLIP, MEAN, STD = (-200.0, 300.0), 50.0, 100.0
 
 
 @dataclass(frozen=True)
@@ -184,14 +184,17 @@ def _train(network: Any, pair: tuple[np.ndarray, np.ndarray], plan: Plan, iterat
     import torch
 
     rng = np.random.default_rng(seed)
-    optimiser = torch.optim.Adam(network.parameters(), lr=6e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 6e-3, total_steps=iterations)
+    optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=iterations)
     weight = torch.ones(plan.classes)
-    weight[0] = 0.3
+    weight[0] = weight[-1] = 0.2  # background and the rest of the body are most of the voxels
+    image, labels = pair
+    organs = np.argwhere((labels > 0) & (labels < plan.classes - 1))
+    size = [max(p // 2, min(p, 32)) for p in plan.patch]
     for _ in range(iterations):
-        image, labels = pair
-        size = [max(p // 2, 16) for p in plan.patch]
-        start = [int(rng.integers(max(1, n - p + 1))) for n, p in zip(image.shape, size, strict=True)]
+        # around a voxel of some organ: elsewhere there is little to learn
+        middle = organs[rng.integers(len(organs))] + rng.integers(-8, 9, 3)
+        start = [int(np.clip(m - p // 2, 0, max(0, n - p))) for m, n, p in zip(middle, image.shape, size, strict=True)]
         cut = tuple(slice(s, s + p) for s, p in zip(start, size, strict=True))
         scores = network(torch.from_numpy(image[cut].copy())[None, None])
         loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(labels[cut].copy())[None], weight)

@@ -10,7 +10,17 @@ import typer
 from slice3d.cli import console
 from slice3d.cli import plan as planning
 from slice3d.cli.complete import models, organs
-from slice3d.cli.values import OnIrregular, gib, listed, local_study, millimetres, pseudonyms, super_resolution
+from slice3d.cli.values import (
+    PRECISIONS,
+    OnIrregular,
+    Precision,
+    gib,
+    listed,
+    local_study,
+    millimetres,
+    pseudonyms,
+    super_resolution,
+)
 
 if TYPE_CHECKING:
     from slice3d.pipeline import RunResult
@@ -48,6 +58,9 @@ def segment(
     ] = None,
     memory: Annotated[str | None, typer.Option("--memory", help="Budget, e.g. 8GiB (default: 60 % of free).")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N (default: CUDA if any).")] = None,
+    precision: Annotated[
+        Precision, typer.Option("--precision", help="Of the network's arithmetic: auto is what the device does fast.")
+    ] = "auto",
     dicom_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="Also write segmentation.dcm; it carries patient identifiers.")
     ] = False,
@@ -74,7 +87,7 @@ def segment(
         organs=listed(organ),
         model=model,
         series=series,
-        inference=InferenceSettings(device=device, memory_gib=gib(memory)),
+        inference=InferenceSettings(device=device, memory_gib=gib(memory), precision=PRECISIONS[precision]),
         report=report,
         dicom_seg=dicom_seg,
         dicom_stl=dicom_stl,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from slice3d.errors import InputError
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from slice3d.superres import Superres
 
 OnIrregular = Literal["resample", "refuse"]
+Precision = Literal["auto", "float32", "bf16", "float16"]
+PRECISIONS: Mapping[Precision, Any] = {"auto": "auto", "float32": "float32", "bf16": "bfloat16", "float16": "float16"}
 
 _UNITS = {"": 1.0, "GIB": 1.0, "G": 1.0, "GB": 1e9 / 2**30, "MIB": 1 / 1024, "M": 1 / 1024, "MB": 1e6 / 2**30}
 

@@ -158,10 +158,11 @@ def axis_matrix(n_in: int, n_out: int, *, step: float, order: int, average: bool
 
     if n_in == n_out and abs(step - 1) < 1e-6:
         return None
-    where = sample_positions(n_in, n_out, step)
+    # half a voxel beyond the outer centres a spline of repeated edges still bends, so only linear positions are clipped
+    where = (np.arange(n_out) + 0.5) * step - 0.5 if order > 1 else sample_positions(n_in, n_out, step)
     if order == 0 or n_in == 1:
         out = np.zeros((n_out, n_in), np.float32)
-        out[np.arange(n_out), np.floor(where + 0.5).astype(int)] = 1
+        out[np.arange(n_out), np.clip(np.floor(where + 0.5).astype(int), 0, n_in - 1)] = 1
         return out
     # a spline through unit pulses gives the columns, so prefilter and edges are scipy's own
     pulses = np.eye(n_in)

@@ -39,6 +39,7 @@ def test_file_in_the_working_folder_sets_defaults_and_the_command_line_wins(
 ) -> None:
     (tmp_path / "slice3d.toml").write_text(
         '[segment]\norgan = ["liver", "spleen"]\nout = "results"\nreport = false\non_gap = "refuse"\nmemory = "8GiB"\n'
+        'precision = "bf16"\n'
         "json = true\n[models.add]\nreplace = true\n"
     )
     code, printed, err = slice3d("segment", "study")
@@ -48,6 +49,7 @@ def test_file_in_the_working_folder_sets_defaults_and_the_command_line_wins(
     assert used.organs == ("liver", "spleen")  # type: ignore[attr-defined]
     assert (used.report, used.on_gap, used.on_tilt) == (False, "refuse", "resample")  # type: ignore[attr-defined]
     assert used.inference.memory_gib == 8  # type: ignore[attr-defined]
+    assert used.inference.precision == "bfloat16"  # type: ignore[attr-defined]
     assert settings["out"] == Path("results")
     slice3d("segment", "study", "--organ", "aorta", "--report", "--out", "elsewhere")
     assert settings["settings"].organs == ("aorta",)  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ Shape = tuple[int, int, int]
 
 _POSITIVE = "RAS"
 _NEGATIVE = "LPI"
+_ENDS = (("left side", "right side"), ("back", "front"), ("lower end", "upper end"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +111,11 @@ class Grid:
         return "".join(
             _POSITIVE[world] if d[world, axis] > 0 else _NEGATIVE[world] for axis, world in enumerate(self.world_axes)
         )
+
+    def end(self, axis: int, last: bool) -> str:
+        """The patient's name for where an array axis begins or ends, e.g. `"lower end"` for the first axial slice."""
+        world = self.world_axes[axis]
+        return _ENDS[world][bool(self.directions[world, axis] > 0) == last]
 
     @property
     def size_mm(self) -> tuple[float, float, float]:

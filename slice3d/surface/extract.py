@@ -64,7 +64,7 @@ def surface(
         "cutoff_mm": cutoff if filtered else None,
         "source": "labels" if region.probability is None else "probability",
     }
-    finding = cut_finding(structure, region)
+    finding = cut_finding(structure, region.cut, region.grid)
     del region
     mesh = _finish(structure, vertices, faces, settings, finding, metadata)
     progress(stage, 1.0)
@@ -123,7 +123,9 @@ def _together(
         vertices, faces = net.part(value)
         milliliters = float(count[value]) * segmentation.grid.voxel_volume_mm3 / 1000.0
         metadata = {"voxel_volume_ml": milliliters, "source": "labels", "shared_interfaces": True}
-        out[name] = _finish(name, vertices, faces, settings, cut_finding(name, sides.get(value, ())), metadata)
+        out[name] = _finish(
+            name, vertices, faces, settings, cut_finding(name, sides.get(value, ()), segmentation.grid), metadata
+        )
     progress("shared surfaces", 1.0)
     return out
 

@@ -15,7 +15,6 @@ from slice3d.findings import Finding
 from slice3d.grid import Grid
 from slice3d.volume import Segmentation
 
-_FACES = ("first", "last")
 MARGIN = 4
 
 
@@ -173,12 +172,11 @@ def cut_sides(labels: NDArray[Any]) -> dict[int, list[tuple[int, int]]]:
     return out
 
 
-def cut_finding(structure: str, where: Region | Sequence[tuple[int, int]]) -> Finding | None:
-    """The sentence that a surface was closed where the scan ended."""
-    cut = where.cut if isinstance(where, Region) else where
+def cut_finding(structure: str, cut: Sequence[tuple[int, int]], grid: Grid) -> Finding | None:
+    """The sentence that a surface was closed where the scan ended. cut: as in `Region`. grid: its axes."""
     if not cut:
         return None
-    sides = [f"{_FACES[end]} {'ijk'[axis]} slice" for axis, end in cut]
+    sides = [grid.end(axis, bool(end)) for axis, end in cut]
     text = (
         f"{structure} reaches the border of the field of view ({', '.join(sides)}) and was closed there by a flat face; "
         "its true extent is unknown"

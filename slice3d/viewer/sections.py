@@ -5,15 +5,12 @@ from __future__ import annotations
 import html
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from slice3d.findings import Finding
-from slice3d.grid import Grid
 from slice3d.mesh import Mesh
 from slice3d.viewer.colors import structure_color
 from slice3d.viewer.preview import millilitres, shown_structures
@@ -29,7 +26,6 @@ _REFERENCE = (
 _SWATCH = (
     '<svg class="swatch" viewBox="0 0 1 1" aria-hidden="true"><rect width="1" height="1" fill="rgb({},{},{})"/></svg>'
 )
-_ENDS = (("left side", "right side"), ("back", "front"), ("lower end", "upper end"))
 # What a finding means for whoever uses the result.
 _DOUBT = "The network doubts its own outline: parts may be missing, or neighbours may be included. Check every slice."
 _MEANING = {
@@ -71,11 +67,10 @@ def body(
     """Everything below the viewer."""
     structures = shown_structures(segmentation, surfaces)
     rows: Mapping[str, Any] = metrics.get("structures", {})
-    told = [replace(f, message=_plain_sides(f, segmentation.grid)) for f in findings]
     return "".join(
         (
             _section("numbers", "Numbers", _table(segmentation, surfaces, structures, rows)),
-            _section("findings", "What to know", _findings(told)),
+            _section("findings", "What to know", _findings(findings)),
             _section("sure", "How sure is this?", _bullets(certainty(volume, segmentation, structures, rows))),
             _section("origin", "Where it comes from", _origin(volume, manifest)),
         )
@@ -160,19 +155,6 @@ def banner(findings: Sequence[Finding]) -> str:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _plain_sides(finding: Finding, grid: Grid) -> str:
-    """The message with array ends ("first k slice") named as the patient's ("lower end")."""
-    message = finding.message
-    for side in finding.details.get("sides", ()):
-        found = re.fullmatch(r"(first|last) ([ijk]) slice", str(side))
-        if found:
-            axis = "ijk".index(found[2])
-            world = grid.world_axes[axis]
-            up = bool(grid.directions[world, axis] > 0) == (found[1] == "last")
-            message = message.replace(str(side), _ENDS[world][up])
-    return message
 
 
 def _bullets(sentences: Sequence[str]) -> str:

@@ -32,6 +32,10 @@ def test_spacing_and_orientation_agree_with_nibabel(grid: Grid) -> None:
     clear = columns.max(axis=0) > 0.75  # nibabel breaks near-ties by another rule
     if clear.all():
         assert tuple(grid.orientation) == nib.aff2axcodes(grid.affine)
+        letters = {"left side": "L", "right side": "R", "back": "P", "front": "A", "lower end": "I", "upper end": "S"}
+        assert [letters[grid.end(axis, True)] for axis in range(3)] == list(nib.aff2axcodes(grid.affine))
+        flipped = "".join(grid.orientation).translate(str.maketrans("LRPAIS", "RLAPSI"))
+        assert "".join(letters[grid.end(axis, False)] for axis in range(3)) == flipped
 
 
 @given(grids())

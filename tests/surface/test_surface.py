@@ -120,7 +120,7 @@ def test_a_structure_at_the_border_is_closed_flat_with_a_finding() -> None:
     ):
         mesh = surface(segmentation, "liver")
         assert [f.code for f in mesh.findings] == ["closed-at-field-of-view"]
-        assert "last k slice" in mesh.findings[0].message
+        assert "field of view (upper end)" in mesh.findings[0].message
         assert mesh.bounds_mm[1, 2] == pytest.approx(8.5 * 3, abs=0.1)
         assert check(mesh, wall=False).passed
         assert mesh.volume_mm3 == pytest.approx(

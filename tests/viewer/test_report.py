@@ -86,12 +86,12 @@ def test_numbers_and_certainty_are_in_the_page(page: str) -> None:
     assert page.index("Caution:") < page.index("Note:")
 
 
-def test_findings_are_grouped_explained_and_speak_of_the_patient() -> None:
-    _, segmentation, _ = study()  # LPS: the last j slice is at the back, the last k slice is the upper end
+def test_findings_are_grouped_and_explained() -> None:
+    _, segmentation, _ = study()
     text = "{} reaches the border of the field of view ({}) and was closed there"
     found = [
         Finding("closed-at-field-of-view", text.format(name, ", ".join(sides)), details={"sides": sides})
-        for name, sides in (("bone", ["first k slice", "last j slice"]), ("aorta", ["last k slice"]))
+        for name, sides in (("bone", ["lower end", "back"]), ("aorta", ["upper end"]))
     ]
     volume = Volume(np.zeros(segmentation.grid.shape, np.int16), segmentation.grid, modality="CT")
     html = body(volume, segmentation, [], {}, {}, [*found, Finding("odd", "Odd.", "error")])

@@ -1,4 +1,4 @@
-"""Kernel: which voxels of a mask have an outside voxel at one of some offsets."""
+"""Kernels: where an array holds something, and which voxels of a mask have an outside voxel at one of some offsets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slice3d.compiled import compiled
+
+
+@compiled
+def occupied(
+    array: NDArray[np.uint8], first: NDArray[np.uint8], second: NDArray[np.uint8], third: NDArray[np.uint8]
+) -> None:
+    """Set, for each position along each axis, whether anything there is not zero (to any value that is not)."""
+    ni, nj, nk = array.shape
+    for i in range(ni):
+        for j in range(nj):
+            found = np.uint8(0)
+            for k in range(nk):
+                found |= array[i, j, k]
+            if found:
+                first[i] = 1
+                second[j] = 1
+                for k in range(nk):
+                    third[k] |= array[i, j, k]
 
 
 @compiled

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from slice3d.compiled import compiled, compiled_loosely
 
-LEAF = 4  # polygons in a box of the lowest level
-PACK = 16  # points that walk the tree together: one vector register of single precision
+LEAF = 8  # polygons in a box of the lowest level
+PACK = 32  # points that walk the tree together, a few vector registers of single precision
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 
@@ -50,6 +50,25 @@ def curve(point: NDArray[Any], polygon: NDArray[np.int32]) -> NDArray[np.int32]:
             code |= v << a
         key[n] = code
     return key
+
+
+@compiled
+def permute(rows: NDArray[np.int32], order: NDArray[np.int32]) -> None:
+    """rows = rows[order] without a copy, cycle by cycle; `order` is used up."""
+    kept = np.empty(rows.shape[1], np.int32)
+    for start in range(len(order)):
+        if order[start] < 0:
+            continue
+        kept[:] = rows[start]
+        n = start
+        while True:
+            source = order[n]
+            order[n] = -1
+            if source == start:
+                break
+            rows[n] = rows[source]
+            n = source
+        rows[n] = kept
 
 
 @compiled
@@ -92,62 +111,65 @@ def build_tree(vertex: NDArray[Any], polygon: NDArray[np.int32]) -> tuple[NDArra
     return box, start
 
 
-@compiled
-def _segments(
-    p: NDArray[np.float32], ax: Any, ay: Any, az: Any, ux: Any, uy: Any, uz: Any, d: NDArray[np.float32]
-) -> None:
-    """d = min(d, squared distance) from each of a packet's points to the segment from a to a + u."""
-    length = ux * ux + uy * uy + uz * uz
-    inverse = _ONE / length if length > _ZERO else _ZERO
-    for n in range(PACK):
-        x, y, z = p[0, n] - ax, p[1, n] - ay, p[2, n] - az
-        t = min(max((x * ux + y * uy + z * uz) * inverse, _ZERO), _ONE)
-        x, y, z = x - t * ux, y - t * uy, z - t * uz
-        d[n] = min(d[n], x * x + y * y + z * z)
+@compiled_loosely
+def _inverse(x: Any) -> Any:
+    return _ONE / x if x > _ZERO else _ZERO
 
 
-@compiled
-def _inner(
-    p: NDArray[np.float32],
-    ax: Any,
-    ay: Any,
-    az: Any,
-    ux: Any,
-    uy: Any,
-    uz: Any,
-    vx: Any,
-    vy: Any,
-    vz: Any,
-    d: NDArray[Any],
-) -> None:
-    """d = min(d, squared distance) to the plane of the triangle a, a + u, a + v, for points over the triangle."""
-    uu, uv, vv = ux * ux + uy * uy + uz * uz, ux * vx + uy * vy + uz * vz, vx * vx + vy * vy + vz * vz
-    det = uu * vv - uv * uv
-    if not det > np.float32(1e-12) * uu * vv:
-        return
-    inverse = _ONE / det
-    for n in range(PACK):
-        x, y, z = p[0, n] - ax, p[1, n] - ay, p[2, n] - az
-        pu, pv = x * ux + y * uy + z * uz, x * vx + y * vy + z * vz
-        s, t = (vv * pu - uv * pv) * inverse, (uu * pv - uv * pu) * inverse
-        x, y, z = x - s * ux - t * vx, y - s * uy - t * vy, z - s * uz - t * vz
-        over = min(min(s, t), _ONE - s - t)
-        d[n] = min(d[n], x * x + y * y + z * z if over >= _ZERO else np.float32(np.inf))
+@compiled_loosely
+def _to(x: Any, y: Any, z: Any, t: Any, ux: Any, uy: Any, uz: Any) -> Any:
+    x, y, z = x - t * ux, y - t * uy, z - t * uz
+    return x * x + y * y + z * z
 
 
-@compiled
-def _polygon2(p: NDArray[np.float32], q: NDArray[np.float32], corners: int, d: NDArray[np.float32]) -> None:
-    """Squared distances from a packet to one polygon with corners q[corner]."""
-    d[:] = np.inf
+@compiled_loosely
+def _to2(x: Any, y: Any, z: Any, s: Any, ux: Any, uy: Any, uz: Any, t: Any, vx: Any, vy: Any, vz: Any) -> Any:
+    return _to(x - s * ux, y - s * uy, z - s * uz, t, vx, vy, vz)
+
+
+@compiled_loosely
+def _polygon2(p: NDArray[np.float32], q: NDArray[np.float32], best: NDArray[np.float32]) -> None:
+    """best = min(best, squared distance) from a packet's points to the triangles (0, 1, 2) and (0, 2, 3) of corners q."""
     ax, ay, az = q[0, 0], q[0, 1], q[0, 2]
-    for c in range(1, corners):
-        bx, by, bz = q[c, 0], q[c, 1], q[c, 2]
-        _segments(p, ax, ay, az, bx - ax, by - ay, bz - az, d)
-    for c in range(1, corners - 1):
-        ux, uy, uz = q[c, 0] - ax, q[c, 1] - ay, q[c, 2] - az
-        vx, vy, vz = q[c + 1, 0] - ax, q[c + 1, 1] - ay, q[c + 1, 2] - az
-        _segments(p, q[c, 0], q[c, 1], q[c, 2], vx - ux, vy - uy, vz - uz, d)
-        _inner(p, ax, ay, az, ux, uy, uz, vx, vy, vz, d)
+    ux, uy, uz = q[1, 0] - ax, q[1, 1] - ay, q[1, 2] - az
+    vx, vy, vz = q[2, 0] - ax, q[2, 1] - ay, q[2, 2] - az
+    wx, wy, wz = q[3, 0] - ax, q[3, 1] - ay, q[3, 2] - az
+    ex, ey, ez = vx - ux, vy - uy, vz - uz
+    fx, fy, fz = wx - vx, wy - vy, wz - vz
+    uu, vv, ww = ux * ux + uy * uy + uz * uz, vx * vx + vy * vy + vz * vz, wx * wx + wy * wy + wz * wz
+    uv, vw = ux * vx + uy * vy + uz * vz, vx * wx + vy * wy + vz * wz
+    ee, ff = ex * ex + ey * ey + ez * ez, fx * fx + fy * fy + fz * fz
+    one, other = uu * vv - uv * uv, vv * ww - vw * vw
+    # a side or a triangle without extent is a point: its inverse is 0, and the nearest point of it its first corner
+    iu, iv, iw, ie, i_f = _inverse(uu), _inverse(vv), _inverse(ww), _inverse(ee), _inverse(ff)
+    i1 = _ONE / one if one > np.float32(1e-12) * uu * vv else _ZERO
+    i2 = _ONE / other if other > np.float32(1e-12) * vv * ww else _ZERO
+    for n in range(PACK):
+        x, y, z = p[0, n] - ax, p[1, n] - ay, p[2, n] - az
+        xx = x * x + y * y + z * z
+        pu, pv, pw = x * ux + y * uy + z * uz, x * vx + y * vy + z * vz, x * wx + y * wy + z * wz
+        d = best[n]
+        # the sides from corner 0
+        t = min(max(pu * iu, _ZERO), _ONE)
+        d = min(d, _to(x, y, z, t, ux, uy, uz))
+        t = min(max(pv * iv, _ZERO), _ONE)
+        d = min(d, _to(x, y, z, t, vx, vy, vz))
+        t = min(max(pw * iw, _ZERO), _ONE)
+        d = min(d, _to(x, y, z, t, wx, wy, wz))
+        # the planes, where the point is over its triangle
+        s, t = (vv * pu - uv * pv) * i1, (uu * pv - uv * pu) * i1
+        over = min(min(s, t), _ONE - s - t)
+        d = min(d, _to2(x, y, z, s, ux, uy, uz, t, vx, vy, vz) if over >= _ZERO else xx)
+        s, t = (ww * pv - vw * pw) * i2, (vv * pw - vw * pv) * i2
+        over = min(min(s, t), _ONE - s - t)
+        d = min(d, _to2(x, y, z, s, vx, vy, vz, t, wx, wy, wz) if over >= _ZERO else xx)
+        # the other two sides
+        gx, gy, gz = x - ux, y - uy, z - uz
+        t = min(max((gx * ex + gy * ey + gz * ez) * ie, _ZERO), _ONE)
+        d = min(d, _to(gx, gy, gz, t, ex, ey, ez))
+        gx, gy, gz = x - vx, y - vy, z - vz
+        t = min(max((gx * fx + gy * fy + gz * fz) * i_f, _ZERO), _ONE)
+        best[n] = min(d, _to(gx, gy, gz, t, fx, fy, fz))
 
 
 @compiled
@@ -167,7 +189,6 @@ def query(
     bound = np.empty(128, np.float32)
     p = np.empty((3, PACK), np.float32)
     q = np.empty((4, 3), np.float32)
-    d = np.empty(PACK, np.float32)
     best = np.empty(PACK, np.float32)
     low = np.empty(3, np.float32)
     high = np.empty(3, np.float32)
@@ -185,10 +206,11 @@ def query(
                 low[a] = min(low[a], np.float32(x))
                 high[a] = max(high[a], np.float32(x))
         # neighbours in space: what was near the last packet is a good first guess
-        for c in range(corners):
+        for c in range(4):
             for a in range(3):
-                q[c, a] = vertex[polygon[guess, c], a] - origin[a]
-        _polygon2(p, q, corners, best)
+                q[c, a] = vertex[polygon[guess, min(c, corners - 1)], a] - origin[a]
+        best[:] = np.inf
+        _polygon2(p, q, best)
         worst = _largest(best)
         stack[0, 0] = len(start) - 2
         stack[0, 1] = 0
@@ -259,11 +281,12 @@ def query(
                         best,
                     ):
                         continue
-                    _polygon2(p, q, corners, d)
-                    if d[0] < best[0]:
+                    if corners == 3:
+                        q[3] = q[2]
+                    found = best[0]
+                    _polygon2(p, q, best)
+                    if best[0] < found:
                         guess = f
-                    for n in range(PACK):
-                        best[n] = min(best[n], d[n])
                 worst = _largest(best)
         for n in range(size):
             out[order[first + n]] = np.sqrt(best[n])

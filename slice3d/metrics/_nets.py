@@ -15,16 +15,13 @@ from slice3d.compiled import compiled
 
 
 @compiled
-def _code(m: Any, bit: int, i: int, j: int, k: int) -> Any:
+def _four(m: Any, bit: int, i: int, j: int, k: int) -> Any:
+    """Half of a cell's code: the corners at k. The code of the cell is `_four` at k, and at k + 1 four bits higher."""
     return (
         (m[i, j, k] >> bit & 1)
         | (m[i + 1, j, k] >> bit & 1) << 1
         | (m[i, j + 1, k] >> bit & 1) << 2
         | (m[i + 1, j + 1, k] >> bit & 1) << 3
-        | (m[i, j, k + 1] >> bit & 1) << 4
-        | (m[i + 1, j, k + 1] >> bit & 1) << 5
-        | (m[i, j + 1, k + 1] >> bit & 1) << 6
-        | (m[i + 1, j + 1, k + 1] >> bit & 1) << 7
     )
 
 
@@ -36,8 +33,10 @@ def measure(m: NDArray[np.uint8], bit: int) -> tuple[int, int]:
     ni, nj, nk = m.shape
     for i in range(ni - 1):
         for j in range(nj - 1):
+            upper = _four(m, bit, i, j, 0)
             for k in range(nk - 1):
-                code = _code(m, bit, i, j, k)
+                lower, upper = upper, _four(m, bit, i, j, k + 1)
+                code = lower | upper << 4
                 if code != 0 and code != 255:
                     cells += 1
                     here = code & 1
@@ -68,8 +67,10 @@ def build(
     n = 0
     for i in range(ni - 1):
         for j in range(nj - 1):
+            upper = _four(m, bit, i, j, 0)
             for k in range(nk - 1):
-                code = _code(m, bit, i, j, k)
+                lower, upper = upper, _four(m, bit, i, j, k + 1)
+                code = lower | upper << 4
                 if code == 0 or code == 255:
                     continue
                 here[j, k] = n
@@ -124,8 +125,10 @@ def place(m: NDArray[np.uint8], bit: int, cell: NDArray[np.int16], end: NDArray[
     f = 0
     for i in range(ni - 1):
         for j in range(nj - 1):
+            upper = _four(m, bit, i, j, 0)
             for k in range(nk - 1):
-                code = _code(m, bit, i, j, k)
+                lower, upper = upper, _four(m, bit, i, j, k + 1)
+                code = lower | upper << 4
                 if code == 0 or code == 255:
                     continue
                 cell[n, 0] = i
@@ -153,8 +156,10 @@ def join(m: NDArray[np.uint8], bit: int, quad: NDArray[np.int32]) -> None:
     f = 0
     for i in range(ni - 1):
         for j in range(nj - 1):
+            upper = _four(m, bit, i, j, 0)
             for k in range(nk - 1):
-                code = _code(m, bit, i, j, k)
+                lower, upper = upper, _four(m, bit, i, j, k + 1)
+                code = lower | upper << 4
                 if code == 0 or code == 255:
                     continue
                 here[j, k] = n
@@ -210,3 +215,12 @@ def clamp(vertex: NDArray[np.float32], cell: NDArray[np.int16]) -> None:
     for n in range(len(vertex)):
         for a in range(3):
             vertex[n, a] = min(max(vertex[n, a], np.float32(cell[n, a])), np.float32(cell[n, a] + 1))
+
+
+@compiled
+def to_mm(vertex: NDArray[np.float32], steps: NDArray[np.float64]) -> None:
+    """From indices of the padded array to mm from voxel (0, 0, 0) of the mask."""
+    for n in range(len(vertex)):
+        i, j, k = vertex[n, 0] - 1.0, vertex[n, 1] - 1.0, vertex[n, 2] - 1.0
+        for a in range(3):
+            vertex[n, a] = steps[a, 0] * i + steps[a, 1] * j + steps[a, 2] * k

@@ -30,11 +30,17 @@ class Surface:
 
     @classmethod
     def of(cls, points: NDArray[Any], polygons: NDArray[Any]) -> Surface:
-        """From points and polygons, which are put in order along a space-filling curve."""
+        """From points and polygons; the surface has its own copy of the polygons, in order along a space-filling curve."""
+        return cls.in_place(points, np.array(polygons, dtype=np.int32, order="C"))
+
+    @classmethod
+    def in_place(cls, points: NDArray[Any], polygons: NDArray[np.int32]) -> Surface:
+        """The same with the very polygons."""
         from slice3d.metrics import _nearest
 
-        polygons = np.ascontiguousarray(polygons, dtype=np.int32)
-        return cls(points, polygons[_order(_nearest.curve(points, polygons))] if len(polygons) else polygons)
+        if len(polygons):
+            _nearest.permute(polygons, _order(_nearest.curve(points, polygons)))
+        return cls(points, polygons)
 
     @property
     def areas_mm2(self) -> NDArray[np.float32]:
@@ -52,7 +58,8 @@ class Surface:
 
 
 def _order(key: NDArray[np.int32]) -> NDArray[np.int32]:
-    return np.argsort(key).astype(np.int32)
+    key[:] = np.argsort(key)
+    return key
 
 
 def mask_surface(mask: NDArray[np.bool_], steps_mm: NDArray[np.float64], *, flat_axes: tuple[int, ...] = ()) -> Surface:
@@ -72,7 +79,7 @@ def mask_surface(mask: NDArray[np.bool_], steps_mm: NDArray[np.float64], *, flat
     crossed edges) they stay, up to half a voxel off, as they do in thick slices (steps that differ more than 2.5
     times). Points are relative to voxel (0, 0, 0). Outside the array counts as outside the structure.
     """
-    return bit_surface(padded_bits((mask,), flat_axes), 0, steps_mm, flat_axes=flat_axes)
+    return Surface.in_place(*bit_net(padded_bits((mask,), flat_axes), 0, steps_mm, flat_axes=flat_axes))
 
 
 def padded_bits(masks: tuple[NDArray[np.bool_], ...], flat_axes: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -89,15 +96,15 @@ def padded_bits(masks: tuple[NDArray[np.bool_], ...], flat_axes: tuple[int, ...]
     return out
 
 
-def bit_surface(
+def bit_net(
     bits: NDArray[np.uint8], bit: int, steps_mm: NDArray[np.float64], *, flat_axes: tuple[int, ...] = ()
-) -> Surface:
-    """`mask_surface` of one bit of `padded_bits`."""
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Points and quads of `mask_surface`, from one bit of `padded_bits`."""
     from slice3d.metrics import _nearest, _nets, _windows
 
     vertices, edges = _nets.measure(bits, bit)
     if not vertices:
-        return Surface(np.zeros((0, 3), np.float32), np.zeros((0, 4), np.int32))
+        return np.zeros((0, 3), np.float32), np.zeros((0, 4), np.int32)
     points = np.empty((vertices, 3), np.float32)
     link = np.empty((vertices, 2), np.int32)
     sides = np.empty(vertices, np.uint8)
@@ -120,10 +127,9 @@ def bit_surface(
     del ends, cell
     quads = np.empty((edges, 4), np.int32)
     _nets.join(bits, bit, quads)
-    points -= 1.0
-    points = points @ steps_mm.T.astype(np.float32)
+    _nets.to_mm(points, np.ascontiguousarray(steps_mm, np.float64))
     _nearest.shorter_diagonals(points, quads)
-    return Surface.of(points, quads)
+    return points, quads
 
 
 def distances_mm(points: NDArray[Any], surface: Surface) -> NDArray[Any]:

@@ -112,16 +112,27 @@ def crop_distances(a: Mask, b: Mask, grid: Grid, convention: str, *, threads: in
         return _voxel_distances(a, b, grid, convention)
     from slice3d.metrics.border import padded_bits
 
-    return bit_distances(padded_bits((a, b), flat_axes(grid)), grid, threads=threads)
+    return net_distances(bit_nets(padded_bits((a, b), flat_axes(grid)), grid, threads=threads), threads=threads)
 
 
-def bit_distances(bits: NDArray[np.uint8], grid: Grid, *, threads: int) -> SurfaceDistances:
-    """Distances between the surfaces of bits 0 and 1 of `slice3d.metrics.border.padded_bits`."""
-    from slice3d.metrics.border import bit_surface, distances_mm
+Net = tuple[NDArray[np.float32], NDArray[np.int32]]
+
+
+def bit_nets(bits: NDArray[np.uint8], grid: Grid, *, threads: int) -> list[Net]:
+    """Points and quads of bits 0 and 1 of `slice3d.metrics.border.padded_bits`, which nothing needs from here on."""
+    from slice3d.metrics.border import bit_net
 
     steps, flat = grid.affine[:3, :3], flat_axes(grid)
     with ThreadPoolExecutor(threads) as pool:
-        one, other = pool.map(lambda bit: bit_surface(bits, bit, steps, flat_axes=flat), (0, 1))
+        return list(pool.map(lambda bit: bit_net(bits, bit, steps, flat_axes=flat), (0, 1)))
+
+
+def net_distances(nets: list[Net], *, threads: int) -> SurfaceDistances:
+    """Distances between two nets, whose quads it puts in another order."""
+    from slice3d.metrics.border import Surface, distances_mm
+
+    with ThreadPoolExecutor(threads) as pool:
+        one, other = pool.map(lambda net: Surface.in_place(*net), nets)
         if not len(one.polygons) or not len(other.polygons):
             return _nowhere(one.areas_mm2, other.areas_mm2)
         there = pool.submit(distances_mm, one.points, other)

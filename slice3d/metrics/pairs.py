@@ -65,14 +65,15 @@ def join(boxes: list[Box]) -> Box | None:
 
 def bounding_box(array: NDArray[Any]) -> Box | None:
     """The box of the non-zero elements, None for none. Reads memory in the order in which it lies."""
+    from slice3d.metrics import _band
+
     axes = tuple(int(a) for a in np.argsort([-abs(s) for s in array.strides], kind="stable"))
-    ordered = array.transpose(axes)
-    plane: Any = ordered.any(axis=2)
-    first, second = _range(np.any(plane, axis=1)), _range(np.any(plane, axis=0))
-    if first is None or second is None:
-        return None
-    third = _range(np.any(ordered[first, second], axis=(0, 1)))
-    found = dict(zip(axes, (first, second, third), strict=True))
+    raw = np.ascontiguousarray(array.transpose(axes)).view(np.uint8)  # no copy unless it is a part of something
+    raw.flags.writeable = False  # one kind of array to compile for
+    lines = [np.zeros(n, np.uint8) for n in raw.shape]
+    _band.occupied(raw, *lines)
+    lines[2] = lines[2].reshape(-1, array.dtype.itemsize).max(axis=1)
+    found = dict(zip(axes, map(_range, lines), strict=True))
     i, j, k = found[0], found[1], found[2]
     return None if i is None or j is None or k is None else (i, j, k)
 

@@ -143,7 +143,10 @@ def _row(
     boundary = overlap.count(masks[0], masks[1]).jaccard
     del masks
     if settings.name == "mesh":
-        measured = distance.bit_distances(bits, grid, threads=threads)
+        nets = distance.bit_nets(bits, grid, threads=threads)
+        del bits
+        measured = distance.net_distances(nets, threads=threads)
+        del nets
     change = counts.prediction - counts.reference
     row: dict[str, Any] = {
         "status": counts.status,

@@ -27,6 +27,24 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return _FILL.sub(lambda found: FILLERS[found[1]](*filter(None, [found[2]])), markdown)
 
 
+def on_files(files: Any, config: Any) -> Any:
+    """Each notebook becomes a page, as it is in the repository: text and code, without results."""
+    from mkdocs.structure.files import File
+
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook(path)))
+    return files
+
+
+def notebook(path: Path) -> str:
+    """A notebook's cells as Markdown."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"]).strip()
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    return "\n\n".join(filter(None, parts))
+
+
 def names(module: str) -> list[str]:
     """The public names of a module, as dotted paths that the reference documents."""
     if module == "slice3d":

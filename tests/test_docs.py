@@ -8,6 +8,7 @@ everything around it is real. What cannot run has its reason above it on the pag
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -295,6 +296,16 @@ def test_the_site_shows_every_benchmark(site: Path) -> None:
     results = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     assert results
     assert all(f"benchmarks/results/{path.name}" in page for path in results)
+
+
+def test_the_site_shows_every_notebook_with_its_code(site: Path) -> None:
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        page = (site / "notebooks" / f"{path.stem}.html").read_text()
+        cells = json.loads(path.read_text())["cells"]
+        fenced = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown").count("```") // 2
+        assert page.count("<pre>") == fenced + sum(c["cell_type"] == "code" for c in cells)
 
 
 def test_the_site_opens_from_a_folder_without_a_network(site: Path) -> None:

@@ -24,7 +24,6 @@ MEASURES = ("soft_dice", "mean_entropy")
 _LOW_DICE = 0.8
 _CONTACT_MM2 = 100.0
 _SIDE_MARGIN_MM = 10.0
-_FACES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
 
 
 def measure(tallies: Mapping[str, Tally], package: ModelPackage) -> dict[str, dict[str, Any]]:
@@ -104,12 +103,11 @@ def _faces(result: Segmentation) -> dict[str, NDArray[np.float64]]:
     grid, labels = result.grid, result.labels
     most = int(labels.max(initial=0)) + 1
     found = {}
-    for axis, world in enumerate(grid.world_axes):
+    for axis in range(3):
         area = float(np.prod([s for n, s in enumerate(grid.spacing_mm) if n != axis]))
-        ends = _FACES[world] if grid.directions[world, axis] > 0 else _FACES[world][::-1]
-        for end, index in zip(ends, (0, -1), strict=True):
-            face = np.moveaxis(labels, axis, 0)[index]
-            found[end] = np.bincount(face.ravel(), minlength=most).astype(np.float64) * area
+        for last in (False, True):
+            face = np.moveaxis(labels, axis, 0)[-1 if last else 0]
+            found[grid.end(axis, last)] = np.bincount(face.ravel(), minlength=most).astype(np.float64) * area
     return found
 
 
@@ -121,7 +119,7 @@ def _cut(name: str, contact_mm2: Mapping[str, float]) -> list[Finding]:
     # whoever asks for the skeleton of a scan expects it to end where the scan does
     usual = known is not None and known.kind in ("body", "bone", "vessel", "tissue")
     where = ", ".join(f"{end} ({cm2:.0f} cm²)" for end, cm2 in touched.items())
-    text = f"{name} is cut off by the field of view at its {where} border: its volume and surface are incomplete"
+    text = f"{name} is cut off by the field of view on its {where}: its volume and surface are incomplete"
     details = {"structure": name, "contact_cm2": touched}
     return [Finding("organ-cut-by-field-of-view", text, severity="info" if usual else "warning", details=details)]
 

@@ -34,12 +34,15 @@ _MOST_LABELS = 250
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """How big the page may become. most_bytes: of the file; image and surfaces are made smaller until it fits."""
+    """How big the page may become. most_bytes: of the file; image and surfaces are made smaller until it fits.
+
+    title: what the browser's tab shows; left empty, it names the first structures.
+    """
 
     most_voxels: int = 10_000_000
     most_triangles: int = 250_000
     most_bytes: int = 24_000_000
-    title: str = "slice3d report"
+    title: str = ""
 
 
 def report(
@@ -73,7 +76,7 @@ def report(
     for _ in range(6):
         data, notes = _data(volume, segmentation, surfaces, voxels, triangles)
         html = _page(
-            settings.title,
+            settings.title or _title(segmentation),
             library,
             {"BODY": body, "BANNER": banner, "LICENCE": sections.escape_lines(_licence())},
             data,
@@ -89,6 +92,11 @@ def report(
     if path is not None:
         _write(Path(path), html)
     return html
+
+
+def _title(segmentation: Segmentation) -> str:
+    names = [title_of(name) for name in segmentation.structures]
+    return "slice3d: " + ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def niivue_source() -> str:

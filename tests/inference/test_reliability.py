@@ -52,9 +52,9 @@ def test_organ_cut_by_the_field_of_view_names_the_anatomical_side() -> None:
     (finding,) = check_result(cut, ["liver"], {}, {})
     assert finding.code == "organ-cut-by-field-of-view"
     assert finding.severity == "warning"
-    assert finding.details["contact_cm2"] == {"superior": pytest.approx(30 * 35 * 12 / 100)}
+    assert finding.details["contact_cm2"] == {"upper end": pytest.approx(30 * 35 * 12 / 100)}
     left = labels({1: (slice(40, 60), slice(10, 45), slice(5, 30))})
-    assert set(check_result(left, ["liver"], {}, {})[0].details["contact_cm2"]) == {"left"}
+    assert set(check_result(left, ["liver"], {}, {})[0].details["contact_cm2"]) == {"left side"}
 
 
 def test_bone_at_the_border_is_only_information() -> None:

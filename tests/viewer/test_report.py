@@ -71,6 +71,7 @@ def test_words_from_files_stay_words(page: str) -> None:
     titles = [s["title"] for s in _data(page)["structures"]]
     assert len(titles) == 4  # the label without a surface, too
     assert page[: page.index('<script type="module">')].count("</title>") == 1
+    assert titles[0] in page[page.index("<title>") : page.index("</title>")]
 
 
 @needs_niivue

@@ -159,6 +159,33 @@ def test_glb_by_trimesh_is_in_metres_upright_and_named(tmp_path: Path) -> None:
     assert liver.vertices[:, 2].min() == pytest.approx(-0.1305, rel=1e-4)
 
 
+@pytest.mark.parametrize("suffix", [".ply", ".obj", ".glb"])
+def test_ply_obj_and_glb_by_vtk(suffix: str, tmp_path: Path) -> None:
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+    from vtkmodules.vtkFiltersCore import vtkMassProperties
+    from vtkmodules.vtkIOGeometry import vtkGLTFReader, vtkOBJReader
+    from vtkmodules.vtkIOPLY import vtkPLYReader
+
+    reader = {".ply": vtkPLYReader, ".obj": vtkOBJReader, ".glb": vtkGLTFReader}[suffix]()
+    reader.SetFileName(str(write(suffix, wedge(), tmp_path)))
+    reader.Update()
+    data = reader.GetOutputDataObject(0)
+    while data.IsA("vtkMultiBlockDataSet"):
+        data = data.GetBlock(0)
+    unit = 1000.0 if suffix == ".glb" else 1.0
+    expected = wedge().vertices * LPS
+    if suffix == ".glb":
+        expected = wedge().vertices @ np.array([[-1.0, 0, 0], [0, 0, 1], [0, 1, 0]]).T
+    found = vtk_to_numpy(data.GetPoints().GetData()) * unit
+    np.testing.assert_allclose(np.unique(found.round(2), axis=0), np.unique(expected.round(2), axis=0), atol=0.011)
+    assert data.GetNumberOfPolys() == 4
+    volume = vtkMassProperties()
+    volume.SetInputData(data)
+    assert volume.GetVolume() * unit**3 == pytest.approx(wedge().volume_mm3, rel=1e-3)
+    if suffix == ".ply":
+        assert data.GetPointData().GetScalars().GetTuple3(0) == (221, 130, 101)
+
+
 def test_glb_container_follows_the_specification(tmp_path: Path) -> None:
     raw = write(".glb", PAIR, tmp_path).read_bytes()
     magic, version, total, length, kind = struct.unpack("<4sIII4s", raw[:20])

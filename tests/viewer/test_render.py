@@ -105,6 +105,29 @@ def test_turntable_turns_and_is_the_same_each_time(tmp_path: Path) -> None:
         drawing.write_turntable(iter(frames), tmp_path / "turn.avi")
 
 
+def test_mp4_by_an_independent_decoder(tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg writes .mp4 and is optional")
+    av = pytest.importorskip("av", reason="PyAV decodes .mp4 here")
+    rows, columns = np.mgrid[:96, :128]
+    frames = [np.stack([2 * rows, columns, np.full_like(rows, 40 * n)], axis=-1).astype(np.uint8) for n in range(5)]
+    drawing.write_turntable(iter(frames), tmp_path / "turn.mp4", frames_per_second=12.0)
+    with av.open(str(tmp_path / "turn.mp4")) as container:
+        stream = container.streams.video[0]
+        assert float(stream.average_rate) == pytest.approx(12.0)
+        decoded = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(stream)]
+    assert len(decoded) == 5
+    for n, (found, written) in enumerate(zip(decoded, frames, strict=True)):
+        assert found.shape == written.shape
+        assert np.abs(found - written).mean() < 10, n  # lossy, but upright, in order and in these colours
+
+
+def test_mp4_without_its_package_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(drawing.sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(drawing.MissingExtraError, match="pip install imageio-ffmpeg, or write .gif"):
+        drawing.write_turntable(iter([np.zeros((16, 16, 3), np.uint8)] * 2), tmp_path / "turn.mp4")
+    assert not list(tmp_path.iterdir())
+
+
 @needs_opengl
 def test_bad_requests_give_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'anterior'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from slice3d.cli.values import listed
 
 if TYPE_CHECKING:
     from slice3d.mesh import Mesh
+    from slice3d.surface import Plane
 
 _REPAIR_DRIFT = 0.02
 
@@ -45,6 +47,12 @@ def mesh(
     min_wall_mm: Annotated[
         float | None, typer.Option("--min-wall-mm", help="Thinnest wall that --print-ready lets pass.")
     ] = None,
+    margin: Annotated[
+        list[str] | None, typer.Option("--margin", help="A,B: shortest distance between two structures; repeat.")
+    ] = None,
+    cut: Annotated[
+        str | None, typer.Option("--cut", help="X,Y,Z,NX,NY,NZ: volumes on both sides of a plane (RAS mm).")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print measurements and checks as JSON.")] = False,
 ) -> None:
@@ -52,6 +60,7 @@ def mesh(
     from slice3d import io
     from slice3d.errors import InputError
     from slice3d.surface import SurfaceSettings, surfaces
+    from slice3d.surface import cut as cut_by
 
     if min_wall_mm is not None and not (print_ready and 0 < min_wall_mm < float("inf")):
         raise InputError("--min-wall-mm takes a positive number of mm, together with --print-ready")
@@ -60,20 +69,36 @@ def mesh(
         min_fragment_mm3=min_fragment_mm3, min_cavity_mm3=min_cavity_mm3,
     )  # fmt: skip
     _check_target(out)
+    plane = plane_of(cut)
     volume = io.load(study) if study is not None else None
     segmentation = io.load_segmentation(labels, reference=volume)
     names = wanted_of(segmentation.structures, structure or [])
+    pairs = [_pair(segmentation.structures, names, text) for text in margin or []]
     with console.progress_bar(quiet or as_json) as progress:
         made = surfaces(segmentation, structures=names, settings=settings, progress=progress)
         rows = {name: _judge(m, print_ready, min_wall_mm, asked=names is not None) for name, m in made.items()}
     filled = [m for m, _ in rows.values() if len(m.faces)]
+    margins = [_margin(rows[a][0], rows[b][0]) for a, b in pairs]
+    if plane is not None:
+        for m, row in rows.values():
+            row["cut"] = cut_by(m, plane).to_dict() if len(m.faces) else None
     files = _write(filled, out, volume)
     if as_json:
-        console.say_json({"structures": {name: row for name, (_, row) in rows.items()}, "outputs": files})
+        found = {"structures": {name: row for name, (_, row) in rows.items()}, "outputs": files}
+        console.say_json({**found, "margins": margins} if margins else found)
         return
     for name, (m, row) in rows.items():
         console.say(_sentence(name, row), quiet=quiet)
+        if row.get("cut"):
+            parts = row["cut"]
+            console.say(
+                f"  cut: {parts['resected_ml']:.1f} ml on the side that the plane looks to, "
+                f"{parts['remnant_ml']:.1f} ml on the other",
+                quiet=quiet,
+            )
         console.say_findings(m.findings, quiet=quiet, indent="  ")
+    for gap in margins:
+        console.say(_gap_sentence(gap), quiet=quiet)
     console.say(f"written: {', '.join(files)}", quiet=quiet)
 
 
@@ -99,6 +124,47 @@ def _name(known: tuple[str, ...], asked: str) -> str:
             return name
     hint = anatomy.suggest(asked, known)
     raise InputError(f"no structure {asked!r} in this segmentation; it holds: {', '.join(known) or 'none'}{hint}")
+
+
+def plane_of(text: str | None) -> Plane | None:
+    """`X,Y,Z,NX,NY,NZ` → a plane. Raises `InputError` for anything else."""
+    from slice3d.errors import InputError
+    from slice3d.surface import plane
+
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 6 or not all(map(math.isfinite, numbers)):
+        raise InputError(f"--cut is {text!r}; expected six numbers X,Y,Z,NX,NY,NZ: a point and a direction in RAS mm")
+    return plane(numbers[:3], numbers[3:])
+
+
+def _pair(known: tuple[str, ...], made: list[str] | None, text: str) -> tuple[str, str]:
+    from slice3d.errors import InputError
+
+    pair = wanted_of(known, [text]) or []
+    if len(pair) != 2 or pair[0] == pair[1]:
+        raise InputError(f"--margin is {text!r}; expected two different structures, as in --margin liver,spleen")
+    for name in pair:
+        if made is not None and name not in made:
+            raise InputError(f"--margin names {name}, of which no surface is made; name it under --structure too")
+    return pair[0], pair[1]
+
+
+def _margin(one: Mesh, other: Mesh) -> dict[str, Any]:
+    from slice3d.surface import distance_between
+
+    return {"from": one.name, "to": other.name, **distance_between(one, other).to_dict()}
+
+
+def _gap_sentence(gap: dict[str, Any]) -> str:
+    if gap["overlap"] or gap["distance_mm"] == 0:
+        return f"{gap['from']} and {gap['to']} touch or overlap"
+    points = (", ".join(f"{v:.1f}" for v in gap[key]) for key in ("point_a_mm", "point_b_mm"))
+    return f"{gap['from']} to {gap['to']}: {gap['distance_mm']:.2f} mm, between ({') and ('.join(points)}) RAS mm"
 
 
 def _check_target(out: Path) -> None:

@@ -198,3 +198,51 @@ def test_render_names_the_meshes_it_takes(tmp_path: Path, slice3d) -> None:  # t
     code, _, err = slice3d("render", tmp_path / "a.ply", "--out", tmp_path / "a.png")
     assert code == 2
     assert "write it as .stl" in err
+
+
+def test_margins_and_cuts_are_measured(labels: Path, tmp_path: Path, slice3d) -> None:  # type: ignore[no-untyped-def]
+    names = ("-s", "liver,spleen", "--margin", "liver,spleen")
+    segmentation = load_segmentation(labels)
+    middle = np.argwhere(segmentation.mask("liver")).mean(axis=0)
+    through = ",".join(f"{v:.6f}" for v in (*segmentation.grid.to_world(middle), *segmentation.grid.directions[:, 0]))
+    code, printed, _ = slice3d("mesh", labels, *names, "--cut", through, "--out", tmp_path / "a.glb", "--json")
+    assert code == 0
+    found = json.loads(printed)
+    (gap,) = found["margins"]
+    # the ball's lowest slice and the sheet's are 16 - 8 slices of 2 mm apart, less the radius and half the sheet
+    assert gap["distance_mm"] == pytest.approx(16 - 9 - 1, abs=1.0)
+    assert not gap["overlap"]
+    assert np.linalg.norm(np.subtract(gap["point_a_mm"], gap["point_b_mm"])) == pytest.approx(
+        gap["distance_mm"], abs=1e-6
+    )
+    parts = found["structures"]["liver"]["cut"]
+    whole = found["structures"]["liver"]["measurements"]["volume_ml"]
+    assert parts["resected_ml"] + parts["remnant_ml"] == pytest.approx(whole, rel=1e-6)
+    assert parts["resected_ml"] == pytest.approx(whole / 2, rel=0.03)
+    code, printed, _ = slice3d("mesh", labels, *names, "--cut", through, "--out", tmp_path / "a.glb")
+    assert code == 0
+    assert "liver to spleen: " in printed
+    assert "on the side that the plane looks to" in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (("--margin", "liver"), "two different structures"),
+        (("--margin", "liver,liver"), "two different structures"),
+        (("--margin", "liver,livr"), "did you mean"),
+        (("--margin", "liver,spleen"), "name it under --structure too"),
+        (("--cut", "1,2,3"), "six numbers"),
+        (("--cut", "1,2,3,a,0,1"), "six numbers"),
+        (("--cut", "1,2,3,nan,0,1"), "six numbers"),
+        (("--cut", "1,2,3,0,0,0"), "not zero"),
+    ],
+)
+def test_margins_and_cuts_say_what_is_wrong(
+    more: tuple[str, ...], word: str, labels: Path, tmp_path: Path, slice3d
+) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = slice3d("mesh", labels, "-s", "liver", "--out", tmp_path / "a.stl", *more)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert word in err
+    assert not list(tmp_path.iterdir())

@@ -123,7 +123,7 @@ def test_mp4_by_an_independent_decoder(tmp_path: Path) -> None:
 
 def test_mp4_without_its_package_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(drawing.sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(drawing.MissingExtraError, match="pip install imageio-ffmpeg, or write .gif"):
+    with pytest.raises(drawing.MissingExtraError, match=r"pip install imageio-ffmpeg, or write \.gif"):
         drawing.write_turntable(iter([np.zeros((16, 16, 3), np.uint8)] * 2), tmp_path / "turn.mp4")
     assert not list(tmp_path.iterdir())
 

@@ -119,6 +119,15 @@ def _beside(table: Path, entry: str) -> str:
     return entry if is_address(entry) else str(table.parent / entry)
 
 
+def check_apart(folder: Path, out: Path) -> None:
+    """Raises `InputError` when `out` is, or lies in, the folder of the studies."""
+    if out.resolve() == folder.resolve() or folder.resolve() in out.resolve().parents:
+        raise InputError(
+            f"the output folder lies in {folder.name!r}, where its results would be taken for studies; "
+            "choose an --out elsewhere"
+        )
+
+
 def study_files(source: Path, *, max_files: int, max_bytes: int) -> list[Path]:
     """Regular files of a study in order of their names; hidden ones and links that leave the study are left out.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slice3d import __version__
-from slice3d.cohort.cases import Case, find_cases
+from slice3d.cohort.cases import Case, check_apart, find_cases
 from slice3d.cohort.drive import drive
 from slice3d.cohort.job import Job, pipeline_job
 from slice3d.cohort.settings import CohortSettings
@@ -21,6 +21,7 @@ from slice3d.cohort.store import Record, Store
 from slice3d.cohort.table import table, write_table
 from slice3d.cohort.work import Task
 from slice3d.errors import InputError
+from slice3d.pacs import is_address
 from slice3d.pipeline import RunSettings
 from slice3d.progress import Progress, silent
 
@@ -67,6 +68,8 @@ def run_cohort(
             raise InputError("neither settings nor a job given; expected one, e.g. RunSettings(organs=('liver',))")
         job = pipeline_job(settings)
     cases = find_cases(cohort) if isinstance(cohort, (str, Path)) else tuple(cohort)
+    if isinstance(cohort, (str, Path)) and not is_address(str(cohort)) and Path(cohort).is_dir():
+        check_apart(Path(cohort), out)
     _check_linkage(execution, out)
     store, started = Store(out), time.monotonic()
     store.prepare()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from slice3d.cohort.cases import Case, find_cases
+from slice3d.cohort.cases import Case, check_apart, find_cases
 from slice3d.cohort.drive import drive
 from slice3d.cohort.job import Job
 from slice3d.cohort.run import write_all
@@ -69,8 +69,7 @@ def watch(
     settings, execution = settings or WatchSettings(), (execution or CohortSettings()).with_budget()
     if not inbox.is_dir():
         raise InputError(f"{inbox.name!r} is not a folder; expected the folder that studies are sent to")
-    if out.resolve() == inbox.resolve() or inbox.resolve() in out.resolve().parents:
-        raise InputError("the output folder lies in the watched folder; its results would be taken for studies")
+    check_apart(inbox, out)
     store = Store(out)
     store.prepare()
     with store.driving():

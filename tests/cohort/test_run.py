@@ -214,6 +214,13 @@ def test_no_cohort(name: str, tmp_path: Path) -> None:
         find_cases(tmp_path / name)
 
 
+@pytest.mark.parametrize("out", ["in", "in/out", "in/a/../b"])
+def test_results_do_not_lie_among_the_studies(out: str, tmp_path: Path) -> None:
+    make_cohort(tmp_path / "in", ["1500"])
+    with pytest.raises(InputError, match="taken for studies"):
+        run_cohort(tmp_path / "in", tmp_path / out, job=_job(tmp_path), execution=FAST)
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(InputError, match="workers is 0"):
         CohortSettings(workers=0)

@@ -93,7 +93,7 @@ def test_folders_that_cannot_be_watched(tmp_path: Path) -> None:
     job = Job(Stub(""), "stub")
     with pytest.raises(InputError, match="not a folder"):
         next(watch(tmp_path / "none", tmp_path / "out", job=job))
-    with pytest.raises(InputError, match="lies in the watched folder"):
+    with pytest.raises(InputError, match="taken for studies"):
         next(watch(tmp_path, tmp_path / "out", job=job))
     with pytest.raises(InputError, match="settle_s"):
         WatchSettings(settle_s=0)

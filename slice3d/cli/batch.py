@@ -7,19 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from slice3d.cli import console
-from slice3d.cli.values import listed, pseudonyms
+from slice3d.cli import console, options
+from slice3d.cli.values import gib, listed, pseudonyms
 
 
 def batch(
     cohort: Annotated[str, typer.Argument(help="Folder of studies, .csv or .parquet table, or dicomweb:// query.")],
-    organ: Annotated[list[str], typer.Option("--organ", "-o", help="Structure; repeat it or separate by commas.")],
+    organ: options.Organs,
     out: Annotated[Path, typer.Option("--out", help="Folder for all results.")],
-    workers: Annotated[int, typer.Option("--workers", help="Worker processes on this machine.")] = 1,
+    workers: options.Workers = 1,
     scheduler: Annotated[str | None, typer.Option("--scheduler", help="A Dask scheduler, tcp://host:8786.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Model package (default: chosen by organ).")] = None,
-    memory: Annotated[float | None, typer.Option("--memory", help="GiB for all workers together.")] = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds a case may take.")] = 3600.0,
+    model: options.Model = None,
+    memory: options.WorkersMemory = None,
+    timeout: options.Timeout = 3600.0,
     retries: Annotated[int, typer.Option("--retries", help="Tries after the disk or the network failed.")] = 3,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also cases that lastingly failed.")] = False,
     linkage: Annotated[
@@ -28,17 +28,11 @@ def batch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say which series of each study would be used.")
     ] = False,
-    dicom_seg: Annotated[
-        bool, typer.Option("--dicom-seg", help="Also a DICOM SEG per case, with identifiers.")
-    ] = False,
-    dicom_stl: Annotated[
-        bool, typer.Option("--dicom-stl", help="Also each surface as DICOM, with identifiers.")
-    ] = False,
-    deidentify: Annotated[
-        bool, typer.Option("--deidentify", help="DICOM results without identifiers (PS3.15 Basic Profile).")
-    ] = False,
-    key: Annotated[Path | None, typer.Option("--key", help="With --deidentify: file with a secret.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    dicom_seg: options.DicomSeg = False,
+    dicom_stl: options.DicomStl = False,
+    deidentify: options.Deidentify = False,
+    key: options.KeyFile = None,
+    quiet: options.Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Segment, mesh and measure every study of COHORT; run it again to go on where it stopped."""
@@ -47,7 +41,7 @@ def batch(
 
     organs = listed(organ)
     execution = CohortSettings(
-        workers=workers, scheduler=scheduler, memory_gib=memory, timeout_s=timeout, retries=retries,
+        workers=workers, scheduler=scheduler, memory_gib=gib(memory), timeout_s=timeout, retries=retries,
         retry_failed=retry_failed, linkage=linkage,
     )  # fmt: skip
     silent = quiet or as_json

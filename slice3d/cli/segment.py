@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slice3d.cli import console
+from slice3d.cli import console, options
 from slice3d.cli import plan as planning
-from slice3d.cli.complete import models, organs
 from slice3d.cli.values import (
     PRECISIONS,
     OnIrregular,
@@ -33,14 +32,9 @@ _FIRST = {
 
 def segment(
     study: Annotated[str, typer.Argument(help="Folder, file, .zip, or dicomweb://host/root/studies/UID.")],
-    organ: Annotated[
-        list[str],
-        typer.Option("--organ", "-o", help="Structure; repeat it or separate by commas.", autocompletion=organs),
-    ],
+    organ: options.Organs,
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
-    model: Annotated[
-        str | None, typer.Option("--model", help="Model package (default: chosen by organ).", autocompletion=models)
-    ] = None,
+    model: options.Model = None,
     series: Annotated[str | None, typer.Option("--series", help="Series to use, as `slice3d info` numbers it.")] = None,
     reference: Annotated[Path | None, typer.Option("--reference", help="Reference labels to score against.")] = None,
     on_gap: Annotated[OnIrregular, typer.Option("--on-gap", help="Missing or uneven slices.")] = "resample",
@@ -61,22 +55,16 @@ def segment(
     precision: Annotated[
         Precision, typer.Option("--precision", help="Of the network's arithmetic: auto is what the device does fast.")
     ] = "auto",
-    dicom_seg: Annotated[
-        bool, typer.Option("--dicom-seg", help="Also write segmentation.dcm; it carries patient identifiers.")
-    ] = False,
-    dicom_stl: Annotated[
-        bool, typer.Option("--dicom-stl", help="Also write each surface as .dcm; it carries patient identifiers.")
-    ] = False,
-    deidentify: Annotated[
-        bool, typer.Option("--deidentify", help="DICOM results without identifiers (PS3.15 Basic Profile).")
-    ] = False,
-    key: Annotated[Path | None, typer.Option("--key", help="With --deidentify: file with a secret.")] = None,
+    dicom_seg: options.DicomSeg = False,
+    dicom_stl: options.DicomStl = False,
+    deidentify: options.Deidentify = False,
+    key: options.KeyFile = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say which series, which model, how much memory and time.")
     ] = False,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open report.html in the browser.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: options.Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Segment structures, mesh and measure them, and write everything to OUT."""

@@ -8,20 +8,20 @@ from typing import Annotated
 
 import typer
 
-from slice3d.cli import console
-from slice3d.cli.values import listed
+from slice3d.cli import console, options
+from slice3d.cli.values import gib, listed
 
 
 def watch(
     inbox: Annotated[Path, typer.Argument(metavar="IN", help="Folder that studies are sent to, one sub-folder each.")],
-    organ: Annotated[list[str], typer.Option("--organ", "-o", help="Structure; repeat it or separate by commas.")],
+    organ: options.Organs,
     out: Annotated[Path, typer.Option("--out", help="Folder for all results.")],
-    model: Annotated[str | None, typer.Option("--model", help="Model package (default: chosen by organ).")] = None,
+    model: options.Model = None,
     settle: Annotated[float, typer.Option("--settle", help="Seconds without change until a study is whole.")] = 30.0,
-    workers: Annotated[int, typer.Option("--workers", help="Worker processes on this machine.")] = 1,
-    memory: Annotated[float | None, typer.Option("--memory", help="GiB for all workers together.")] = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds a case may take.")] = 3600.0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    workers: options.Workers = 1,
+    memory: options.WorkersMemory = None,
+    timeout: options.Timeout = 3600.0,
+    quiet: options.Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per study.")] = False,
 ) -> None:
     """Wait for studies in IN and do each as soon as it is whole; stop with Ctrl-C."""
@@ -31,7 +31,7 @@ def watch(
 
     organs = listed(organ)
     job = pipeline_job(RunSettings(organs=organs, model=model))
-    execution = CohortSettings(workers=workers, memory_gib=memory, timeout_s=timeout).with_budget()
+    execution = CohortSettings(workers=workers, memory_gib=gib(memory), timeout_s=timeout).with_budget()
     quiet = quiet or as_json
     console.say(execution.budget(), quiet=quiet)
     console.say("waiting for studies; Ctrl-C stops", quiet=quiet)

@@ -1,11 +1,12 @@
 """Cohorts: throughput and scaling over workers, overhead against a plain loop, faults, and memory over many cases.
 
-    python benchmarks/cohort.py [--quick] [--studies N] [--part scaling|faults|soak] [--workers N] [--studies-in FOLDER]
+    python benchmarks/cohort.py [--quick] [--studies N] [--part scaling|faults|soak|fuzz] [--workers N] [--studies-in FOLDER]
 
 scaling: each study is a CT of 60 slices of 160 × 160 pixels through the liver of the torso phantom; the shipped model
 segments it on one core, surfaces, measures, files and preview are made as `slice3d batch` makes them (no report page).
 The plain loop is the same function in a process of its own; two of these at the same time show what the machine itself
 gives. faults, soak: studies of 16 slices and a network of milliseconds, so that the cohort's own machinery weighs most.
+fuzz: 1000 mutations of each kind of file.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from slice3d.inference import InferenceSettings  # noqa: E402
 from slice3d.pipeline import RunSettings  # noqa: E402
 from slice3d.progress import silent  # noqa: E402
 
-PARTS = ("scaling", "faults", "soak")
+PARTS = ("scaling", "faults", "soak", "fuzz")
 SHAPE, SPACING = (160, 160, 60), (2.1, 2.1, 2.5)
 STAGES = ("load", "segment", "surfaces", "measure", "write", "preview")
 
@@ -221,6 +222,19 @@ def soak(base: Path, count: int) -> dict[str, Any]:
     return {"cases": count, "seconds": round(result.seconds, 1), "budget_MiB_per_worker": 3072, "workers": workers}
 
 
+def fuzzed(base: Path, rounds: int) -> dict[str, Any]:
+    """How mutations of each kind of file ended; any other end than a result or one line is an error here."""
+    import warnings
+
+    from slice3d.samples.study import write_study
+    from tests.test_hostile import fuzz
+
+    warnings.simplefilter("ignore")
+    study = write_study(base / "study", spacing_mm=(24.0, 24.0, 60.0)).dicom
+    (base / "files").mkdir()
+    return {"mutations_of_each": rounds, "ends": fuzz(base / "files", study, rounds)}
+
+
 def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
@@ -261,6 +275,8 @@ def _part(part: str, base: Path, options: argparse.Namespace, before: dict[str, 
     if part == "scaling":
         workers = options.workers or ([1, 2] if options.quick else [1, 2, 4])
         return scaling(base, options.studies_in or base / "in", count, workers, before if options.workers else {})
+    if part == "fuzz":
+        return fuzzed(base, 25 if options.quick else 1000)
     os.environ["XDG_CACHE_HOME"] = str(base / "cache")
     install_model(base / "cache")
     if part == "faults":

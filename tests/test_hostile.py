@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -310,27 +311,41 @@ def _seeds(folder: Path, dicom: Path) -> list[Path]:
     return [*made, folder / "seed.zip"]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_fuzz(tmp_path: Path, dicom: Path) -> None:
-    """SLICE3D_FUZZ mutations of each kind of file (default 25); the long run is in the benchmark."""
+def fuzz(folder: Path, dicom: Path, rounds: int) -> dict[str, Counter[str]]:
+    """Read `rounds` mutations of each kind of file; how many were read and how many refused, by kind.
+
+    Raises `AssertionError` for any other end and for an error of more than one line; the culprit is kept in `folder`.
+    """
     from slice3d.io.meshes import MESH_READERS
 
-    choice, rounds = random.Random(20240607), int(os.environ.get("SLICE3D_FUZZ", "25"))
-    for seed in _seeds(tmp_path, dicom):
+    choice, ends = random.Random(20240607), dict[str, Counter[str]]()
+    for seed in _seeds(folder, dicom):
         raw, suffix = seed.read_bytes(), "".join(seed.suffixes)
         read = MESH_READERS.get(suffix) or (slice3d.load_segmentation if ".seg" in suffix else slice3d.load)
+        ends[suffix] = Counter(read=0, refused=0)
         for n in range(rounds):
-            path = tmp_path / f"fuzz{suffix}"
+            path = folder / f"fuzz{suffix}"
             path.write_bytes(_mutate(raw, choice))
             try:
                 read(path)
+                ends[suffix]["read"] += 1
             except Slice3DError as error:
                 if "\n" in str(error):
-                    pytest.fail(f"{suffix}, mutation {n}: more than one line: {error}")
+                    raise AssertionError(f"{suffix}, mutation {n}: more than one line: {error}") from error
+                ends[suffix]["refused"] += 1
             except Exception as error:  # the finding of a fuzz test is the input that led to it
-                keep = tmp_path / f"culprit-{n}{suffix}"
+                keep = folder / f"culprit-{n}{suffix}"
                 keep.write_bytes(path.read_bytes())
                 raise AssertionError(f"{suffix}, mutation {n}: {type(error).__name__}: {error}") from error
+    return ends
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fuzz(tmp_path: Path, dicom: Path) -> None:
+    """Whatever comes is read or refused in one line; `benchmarks/cohort.py --part fuzz` is the long form."""
+    ends = fuzz(tmp_path, dicom, 25)
+    assert len(ends) == 11
+    assert all(end["refused"] and end.total() == 25 for end in ends.values())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slice3d.errors import InputError
+from slice3d.errors import InputError, Slice3DError
 from slice3d.metrics.distance import Convention
 from slice3d.metrics.table import OnGrid, evaluate, expected_structures
 from slice3d.progress import Progress, silent
@@ -53,16 +53,21 @@ def evaluate_cases(
     settings = settings or CaseSettings()
     tables = {}
     for n, (case, (read_prediction, read_reference)) in enumerate(cases.items()):
-        reference = read_reference()
-        prediction = read_prediction() if read_prediction else _nothing(reference)
-        table = evaluate(
-            prediction,
-            reference,
-            settings.structures or expected_structures(prediction, reference),
-            tolerance_mm=settings.tolerance_mm,
-            convention=settings.convention,
-            on_grid=settings.on_grid,
-        )
+        try:
+            reference = read_reference()
+            prediction = read_prediction() if read_prediction else _nothing(reference)
+            table = evaluate(
+                prediction,
+                reference,
+                settings.structures or expected_structures(prediction, reference),
+                tolerance_mm=settings.tolerance_mm,
+                convention=settings.convention,
+                on_grid=settings.on_grid,
+            )
+        except Slice3DError as error:
+            if len(cases) > 1:
+                error.args = (f"case {case}: {error}",)
+            raise
         table["field_of_view_mm"] = float(np.linalg.norm(reference.grid.size_mm))
         tables[case] = table
         progress("evaluate", (n + 1) / len(cases))

@@ -41,7 +41,7 @@ def ranking_plot(methods: Mapping[str, pd.DataFrame], *, metric: str = "dice", s
     axes.set_ylim(len(order) + 0.6, 0.4)
     axes.set_xlim(-0.6, len(order) - 0.4)
     axes.set_ylabel(f"rank by {metric} (1 is best)")
-    axes.set_title(f"{len(values)} cases, 1000 bootstrap samples; × mean rank", fontsize=9)
+    axes.set_title(f"{len(values)} cases, 1000 bootstrap samples\n× mean rank", fontsize=9)
     return figure
 
 

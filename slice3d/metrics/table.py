@@ -37,7 +37,7 @@ def evaluate(
     """Score a segmentation against a reference, structure by structure.
 
     structures: names to score; None scores every structure that the reference names. A structure that the prediction
-    does not name counts as an empty prediction. tolerance_mm: for the NSD, one number or one per structure.
+    does not name counts as an empty prediction, and in an empty prediction every structure is missed. tolerance_mm: for the NSD, one number or one per structure.
     convention: how surfaces are defined, see `Convention`. on_grid: `"refuse"` two different grids or `"resample"` the
     prediction to the reference's grid (nearest neighbour).
 
@@ -65,15 +65,17 @@ def evaluate(
 
 
 def expected_structures(prediction: Segmentation, reference: Segmentation) -> list[str]:
-    """Every structure that the reference names. Raises `InputError` when the prediction shares none of them."""
+    """Every structure that the reference names. Raises `InputError` when the prediction has others and none of them."""
     return _structures(prediction, reference, None)
 
 
 def _structures(prediction: Segmentation, reference: Segmentation, wanted: Iterable[str] | str | None) -> list[str]:
     known = reference.structures
     if wanted is None:
+        if not known:
+            raise InputError("the reference names no structure (an empty mask?); expected at least one; check the file")
         common = [name for name in known if name in prediction.structures]
-        if not common:
+        if not common and prediction.labels.any():
             raise InputError(
                 f"prediction names {_listed(prediction.structures)}; reference names {_listed(known)}; "
                 "expected at least one structure in common; rename one side"
@@ -114,7 +116,7 @@ def _on_reference_grid(prediction: Segmentation, reference: Segmentation, on_gri
     if on_grid == "refuse":
         raise GeometryError(
             f"the prediction lies on another grid ({describe(prediction.grid)}) than the reference "
-            f"({describe(reference.grid)}); expected the same; pass on_grid='resample' to resample the prediction"
+            f"({describe(reference.grid)}); expected the same; pass on_grid='resample' (--resample) to resample the prediction"
         )
     return _nearest(prediction.labels, prediction.grid, reference.grid)
 

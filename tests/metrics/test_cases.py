@@ -160,3 +160,16 @@ def test_command_refuses(command, tmp_path, extra):
     assert isinstance(result.exception, InputError)
     assert isinstance(run(tmp_path / "p.nii.gz", tmp_path / "none.nii.gz").exception, InputError)
     assert isinstance(run(tmp_path, tmp_path / "p.nii.gz").exception, InputError)
+
+
+def test_an_empty_prediction_is_a_miss_and_errors_name_their_case():
+    reference = labels(3, tumour=False)
+    nothing = Segmentation(np.zeros(GRID.shape, np.uint8), GRID, {})  # a file without voxels has no names either
+    table = scores([reference, nothing], [reference, reference])
+    assert table.loc[("case1", "liver"), "status"] == "missed"
+    assert summarise(table).loc[("liver", "dice"), "mean"] == 0.5
+    other = Segmentation(np.zeros((4, 4, 4), np.uint8), Grid.from_spacing((4, 4, 4), (1, 1, 1)), NAMES)
+    with pytest.raises(InputError, match=r"case case1: .*--resample"):
+        scores([reference, other], [reference, reference])
+    with pytest.raises(InputError, match="reference names no structure"):
+        scores([nothing], [nothing])

@@ -101,10 +101,11 @@ def coincident(vertices: Vertices, faces: Faces) -> NDArray[np.int64]:
     """Used vertices that have the float32 position of another one: a file without indices, as STL, joins them."""
     used = np.zeros(len(vertices), dtype=bool)
     used[faces.reshape(-1)] = True
-    return _coincident(vertices, np.flatnonzero(used))
+    return _coincident(vertices, np.flatnonzero(used))[0]
 
 
-def _coincident(vertices: Vertices, among: NDArray[np.int64]) -> NDArray[np.int64]:
+def _coincident(vertices: Vertices, among: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Those of some vertices that coincide, and the number of the place where each lies."""
     place = (vertices[among].astype(np.float32) + np.float32(0)).view(np.uint32).astype(np.uint64)
     # sorting one number each is far quicker than sorting rows; what it confuses is told apart below
     key = (place * np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)).sum(axis=1)
@@ -112,52 +113,80 @@ def _coincident(vertices: Vertices, among: NDArray[np.int64]) -> NDArray[np.int6
     same = np.flatnonzero(key[order[1:]] == key[order[:-1]])
     maybe = np.unique(order[np.concatenate([same, same + 1])])
     if not len(maybe):
-        return np.zeros(0, dtype=np.int64)
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     _, row, count = np.unique(place[maybe], axis=0, return_inverse=True, return_counts=True)
-    found: NDArray[np.int64] = among[maybe[count[row.reshape(-1)] > 1]]
-    return found
+    shared = count[row.reshape(-1)] > 1
+    return among[maybe[shared]], row.reshape(-1)[shared]
 
 
-def spread(vertices: Vertices, faces: Faces, *, among: NDArray[np.int64] | None = None) -> Vertices:
-    """Moves coinciding vertices a few float32 steps apart, each towards the middle of the vertices that it is joined to.
+def spread(
+    vertices: Vertices,
+    faces: Faces,
+    *,
+    among: NDArray[np.int64] | None = None,
+    middle: NDArray[np.int64] | None = None,
+) -> Vertices:
+    """Moves coinciding vertices a few float32 steps apart: all but one at each place, into the cone that its faces form.
 
-    That is into the cone that its faces form, on whichever side the solid lies: two neighbours with the same faces there
-    move alike. Vertices at open edges stay: those are to be joined, not parted. among: the only ones to look at.
+    The one that stays has its solid outside its cone, where there is such a one, since the others then lie in that cone; else
+    it is the bluntest. Vertices at open edges stay too: those are to be joined. among: the only ones to look at. middle: of
+    edges that lie on others, and are moved in any case.
     """
-    at = coincident(vertices, faces) if among is None else _coincident(vertices, among)
+    if among is None:
+        used = np.zeros(len(vertices), dtype=bool)
+        used[faces.reshape(-1)] = True
+        among = np.flatnonzero(used)
+    at, place = _coincident(vertices, among)
+    if middle is not None and len(middle):
+        # each at a place of its own, where it is not the one that stays
+        alone = -1 - np.arange(len(middle))
+        at, place = np.concatenate([at, middle]), np.concatenate([place, alone])
     if not len(at):
         return vertices
     marked = np.zeros(len(vertices), dtype=bool)
     marked[at] = True
-    half = edges(faces[marked[faces].any(axis=1)], len(vertices))
+    near = faces[marked[faces].any(axis=1)]
+    half = edges(near, len(vertices))
     ends = np.stack([half.key // len(vertices), half.key % len(vertices)], axis=1)
     marked[ends[half.count == 1].reshape(-1)] = False
-    movable = at[marked[at]]
-    way = _into_cone(vertices, ends, movable)
+    way, hollow = _cones(vertices, near, ends, at)
+    sharpness = np.linalg.norm(way, axis=1)
+    order = np.lexsort((sharpness, ~hollow, marked[at], place))
+    stays = order[np.concatenate([[True], place[order[1:]] != place[order[:-1]]]) & (place[order] >= 0)]
+    marked[at[stays]] = False
+    moved = marked[at] & (sharpness > 1e-6)
+    movable, way = at[moved], way[moved] / sharpness[moved, None]
     step = 8.0 * float(np.spacing(np.float32(np.abs(vertices).max(initial=1.0))))
     out = vertices.copy()
+    still = np.ones(len(movable), dtype=bool)
     for _ in range(4):
-        still = np.isin(movable, _coincident(out, at))
+        out[movable[still]] = vertices[movable[still]] + step * way[still]
+        still = np.isin(movable, _coincident(out, at)[0])
         if not still.any():
             break
-        out[movable[still]] = vertices[movable[still]] + step * way[still]
         step *= 2.0
     return out
 
 
-def _into_cone(vertices: Vertices, ends: NDArray[np.int64], at: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(len(at), 3) unit vectors from some vertices to the middle of the directions to their neighbours."""
+def _cones(
+    vertices: Vertices, faces: Faces, ends: NDArray[np.int64], at: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Mean direction (len(at), 3) from some vertices to their neighbours, and whether their solid lies on the other side."""
     row = np.full(len(vertices), -1)
     row[at] = np.arange(len(at))
-    total = np.zeros((len(at), 3))
+    total, normal, count = np.zeros((len(at), 3)), np.zeros((len(at), 3)), np.zeros(len(at))
     for one, other in ((0, 1), (1, 0)):
         mine = row[ends[:, one]] >= 0
         spoke = vertices[ends[mine, other]] - vertices[ends[mine, one]]
         length = np.linalg.norm(spoke, axis=1, keepdims=True)
-        np.add.at(total, row[ends[mine, one]], np.divide(spoke, length, out=np.zeros_like(spoke), where=length > 0))
-    size = np.linalg.norm(total, axis=1, keepdims=True)
-    out: NDArray[np.float64] = np.divide(total, size, out=np.zeros_like(total), where=size > 1e-9)
-    return out
+        here = row[ends[mine, one]]
+        np.add.at(total, here, np.divide(spoke, length, out=np.zeros_like(spoke), where=length > 0))
+        np.add.at(count, here, 1.0)
+    area = face_normals(vertices, faces)
+    for corner in range(3):
+        mine = row[faces[:, corner]] >= 0
+        np.add.at(normal, row[faces[mine, corner]], area[mine])
+    return total / np.maximum(count, 1.0)[:, None], np.einsum("ij,ij->i", total, normal) > 0
 
 
 def compact(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces, NDArray[np.int64]]:
@@ -260,7 +289,8 @@ def split_by_owner(vertices: Vertices, faces: Faces, owner: NDArray[np.int64]) -
     count = len(vertices)
     if len(at):
         vertices, faces = _split_edges(vertices, faces, owner)
-    return spread(vertices, faces, among=np.concatenate([copies, np.arange(count, len(vertices))])), faces
+    middle = np.arange(count, len(vertices))
+    return spread(vertices, faces, among=copies, middle=middle), faces
 
 
 def _split_edges(vertices: Vertices, faces: Faces, owner: NDArray[np.int64]) -> tuple[Vertices, Faces]:

@@ -75,7 +75,9 @@ def load_network(package: ModelPackage, fold: int = 0) -> nn.Module:
     try:
         missing, unexpected = network.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ModelError(f"weights of model {package.name!r} do not fit its network: {_line(error)}") from error
+        raise ModelError(
+            f"weights of model {package.name!r} do not fit its network: {_line(error)}; expected both from one training; add it again"
+        ) from error
     # one tensor may carry several names, of which a file holds one; deep-supervision heads may be stored or left out
     own = network.state_dict()
     filled = {own[key].data_ptr() for key in state if key in own}

@@ -274,3 +274,22 @@ def test_region_that_cuts_an_organ_grows(pointwise: ModelPackage, monkeypatch: p
     assert len(looks) > 2, "the region must have grown"
     assert part.metadata["region"] is not None
     np.testing.assert_array_equal(part.labels, whole.labels)
+
+
+def test_second_case_in_the_same_process_loads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slice3d.models import loading, read_package
+
+    package = write_package(tmp_path / "warm", random_network())
+    loads: list[int] = []
+
+    def counted(package: ModelPackage, fold: int = 0) -> torch.nn.Module:
+        loads.append(fold)
+        return load_network(package, fold)
+
+    monkeypatch.setattr(loading, "load_network", counted)
+    first = predict(oblique_volume(), package, settings=FLOAT32)
+    assert loads == [0]
+    # the package is found anew for every study, as the command line and the cohort runner do
+    again = predict(oblique_volume(), read_package(package.folder), settings=FLOAT32)
+    assert loads == [0]
+    np.testing.assert_array_equal(again.labels, first.labels)

@@ -1,6 +1,6 @@
-"""Recompute the accuracy figures of the shipped `ct-torso` from its weights, case by case.
+"""Recompute the accuracy figures of a shipped model from its weights, case by case; `ct-torso` unless `--model` says so.
 
-    python -m benchmarks.accuracy --data ../shared/data [--quick] [--write] [--pictures docs/pictures]
+    python -m benchmarks.accuracy [--model mr-brain] --data ../shared/data [--quick] [--write] [--pictures docs/pictures]
 
 Held-out cases were never trained on; the phantom is a stylised study with analytic truth. `--quick` runs the phantom at
 a coarser grid and the smallest held-out case only. `--write` stores scores and the reliability calibration in the
@@ -10,6 +10,7 @@ package's model.json and README.md.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import time
 from pathlib import Path
@@ -29,6 +30,8 @@ from slice3d.volume import Segmentation, Volume
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slice3d" / "models" / "packages" / "ct-torso"
 RESULTS = ROOT / "benchmarks" / "results"
+ELSEWHERE = {"mr-brain": "benchmarks.accuracy_brain"}
+"""Models whose figures another script recomputes, with the same options."""
 UNSCORED = {"spl": ("bone", "body", "liver_tumor"), "s0009": ("lung_left", "lung_right", "liver_tumor")}
 """The SPL atlas labels single vertebrae and ribs, not the skeleton of the field of view."""
 
@@ -91,11 +94,15 @@ def score(result: Segmentation, truth: np.ndarray, skip: tuple[str, ...]) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("ct-torso", *ELSEWHERE), default="ct-torso")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--pictures", type=Path)
     options = parser.parse_args()
+    if options.model in ELSEWHERE:
+        importlib.import_module(ELSEWHERE[options.model]).recompute(options)
+        return
     package = read_package(PACKAGE)
     engine = Engine(package)
     names = ["s0009"] if options.quick else list(package.description["training"]["held_out"])

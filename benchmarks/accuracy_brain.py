@@ -1,6 +1,6 @@
 """Recompute the accuracy figures of the shipped `mr-brain` from its weights: synthetic MR of held-out label maps.
 
-    python -m benchmarks.accuracy_brain --data ../shared/data [--quick] [--write] [--pictures docs/pictures]
+    python -m benchmarks.accuracy --model mr-brain --data ../shared/data [--quick] [--write] [--pictures docs/pictures]
 
 The images are painted by MR signal equations, with slices, noise and coil shading of their own: none of it was used in
 training, whose contrasts are random. Maps are held out entirely. There is no real image with labels in the data, so
@@ -64,6 +64,7 @@ SETTINGS: dict[str, Setting] = {
     "T2 8 mm coronal": Setting("t2", 1, 8.0),
 }
 QUICK = ("T1 1 mm", "T2 6 mm axial")
+PICTURED = ("T1 1 mm", "FLAIR 5 mm axial", "T2 8 mm coronal")
 
 
 def made_image(data: Path, name: str, setting: Setting, *, seed: int) -> tuple[Volume, np.ndarray]:
@@ -143,15 +144,9 @@ def score(result: Segmentation, truth: np.ndarray) -> dict[str, dict[str, float]
     return out
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--package", type=Path, default=PACKAGE)
-    parser.add_argument("--quick", action="store_true", help="one map, two settings")
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--pictures", type=Path)
-    options = parser.parse_args()
-    package = read_package(options.package)
+def recompute(options: argparse.Namespace) -> None:
+    """Score, print, and store what the options ask for (those of `benchmarks.accuracy`)."""
+    package = read_package(PACKAGE)
     engine = Engine(package)
     scores: dict[str, Any] = {}
     for name in HELD_OUT[:1] if options.quick else HELD_OUT:
@@ -164,16 +159,14 @@ def main() -> None:
             case = f"{name} {label}"
             scores[case] = score(result, truth)
             print(f"{case:<28} mean Dice {mean(scores[case]):.3f}, {time.perf_counter() - started:.1f} s", flush=True)
-            if options.pictures:
-                picture(
-                    volume, result, truth, options.pictures / f"mr-brain-{case.replace(' ', '-').replace(',', '')}.png"
-                )
+            if options.pictures and (options.quick or label in PICTURED):
+                slug = case.replace(",", "").replace(" ", "-").lower()
+                picture(volume, result, truth, options.pictures / f"mr-brain-{slug}.png")
     print(table(scores))
     RESULTS.mkdir(exist_ok=True)
     target = RESULTS / ("accuracy-brain-quick.json" if options.quick else "accuracy-brain.json")
     document = {"model": package.version, "sha256": package.sha256, "scores": scores}
-    if options.package == PACKAGE:
-        target.write_text(json.dumps(document, indent=1) + "\n")
+    target.write_text(json.dumps(document, indent=1) + "\n")
     if options.write and not options.quick:
         write(scores)
 
@@ -251,7 +244,3 @@ def picture(volume: Volume, result: Segmentation, truth: np.ndarray, path: Path)
         axis.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=55)
-
-
-if __name__ == "__main__":
-    main()

@@ -24,6 +24,9 @@ NAMES = tuple(f"{n:02d}" for n in range(1, 21))
 HELD_OUT = ("04", "09", "14", "19")
 COARSE_MM = (3.0, 3.0, 3.0)
 FINE_MM = (2.0, 2.0, 2.0)
+COARSE_SAMPLES = GeneratorSettings()
+FINE_SAMPLES = GeneratorSettings(jitter_mm=30.0)
+"""As far from the brain's middle as tiles lie at inference."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class BrainRecipe:
     coarse_steps: int = 1450
     coarse_schedule: int = 2000
     coarse_patch: Triple = (48, 64, 48)
-    fine_steps: int = 1400
+    fine_steps: int = 1900
     fine_patch: Triple = (64, 80, 64)
     channels: tuple[int, ...] = (32, 64, 128, 192, 256)
     names: tuple[str, ...] = NAMES
@@ -91,20 +94,20 @@ def train_brain(
     recipe = recipe or BrainRecipe()
     training = [name for name in recipe.names if name not in recipe.held_out]
     maps = read_brain_maps(data, training, progress=progress)
-    coarse, fine, how = coarse_settings(recipe), fine_settings(recipe), GeneratorSettings()
+    coarse, fine = coarse_settings(recipe), fine_settings(recipe)
     report(
         f"{len(maps)} label maps to paint from, {len(recipe.held_out)} held out; {recipe.coarse_steps} steps at "
         f"{COARSE_MM[0]} mm, {fine.steps} at {FINE_MM[0]} mm"
     )
     first = fit(
-        GeneratedCrops(maps, coarse, how), coarse, out / "coarse", processes=processes,
+        GeneratedCrops(maps, coarse, COARSE_SAMPLES), coarse, out / "coarse", processes=processes,
         stop_after=recipe.coarse_steps, progress=progress,
     )  # fmt: skip
     warm_start(first, out / "fine")
     held = read_brain_maps(data, recipe.held_out)
-    validation = WholeVolumes([whole_case(m, fine, how, seed=n) for n, m in enumerate(held)], fine)
+    validation = WholeVolumes([whole_case(m, fine, FINE_SAMPLES, seed=n) for n, m in enumerate(held)], fine)
     last = fit(
-        GeneratedCrops(maps, fine, how), fine, out / "fine", validate=validation if held else None,
+        GeneratedCrops(maps, fine, FINE_SAMPLES), fine, out / "fine", validate=validation if held else None,
         processes=processes, progress=progress,
     )  # fmt: skip
     draw_curves(out / "fine", out / "learning-curves.png")

@@ -51,6 +51,10 @@ _FAMILY: dict[int, tuple[int, int, float]] = {
 """FreeSurfer number (of the left one of a pair) → (family, family, greatest share of the second)."""
 
 
+ORDERS = ((_FLUID, _GREY, _WHITE), (_FLUID, _GREY, _WHITE), (_WHITE, _GREY, _FLUID), (_FLUID, _WHITE, _GREY))
+"""Families from dark to bright: as in T1 (twice), T2 and FLAIR."""
+
+
 def left_of(number: int) -> int:
     """The number of the same tissue on the left."""
     return _RIGHT_TO_LEFT.get(number, number)

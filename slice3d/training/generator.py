@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Triple = tuple[int, int, int]
+_GAP = 0.1  # least difference between families that are ordered
 _CONTROL = 4  # network voxels between the points that carry the deformation
 
 
@@ -30,6 +31,7 @@ class GeneratorSettings:
     all that is not to be found is removed; centred: share whose middle is the structures' within `jitter_mm`, so that a
     large sample holds them all (the others lie at a random structure or anywhere); cut: share with a smaller field of view. lesion: share with foreign patches.
     tied: share in which the tissues of one family look alike, as in real sequences; in the others each is drawn alone.
+    ordered: share of those in which the families are as bright, one after another, as some real sequence has them.
     """
 
     scale: float = 0.12
@@ -51,6 +53,7 @@ class GeneratorSettings:
     cut: float = 0.1
     lesion: float = 0.2
     tied: float = 0.7
+    ordered: float = 0.0
     flip: bool = True
 
 
@@ -60,7 +63,8 @@ class LabelMap:
 
     index: (i, j, k) uint8, number of the label of each voxel. truth: per number the class to be found there (0: none).
     mirrored: the same for the mirror image, left and right exchanged. tissue: per number its tissue; labels of one
-    tissue (left and right) look the same. families: tissue → (family, family, greatest share of the second).
+    tissue (left and right) look the same. families: tissue → (family, family, greatest share of the second). orders:
+    families from dark to bright, one entry per kind of sequence; what is there twice is drawn twice as often.
     """
 
     name: str
@@ -70,6 +74,7 @@ class LabelMap:
     tissue: Array
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     families: Mapping[int, tuple[int, int, float]] = field(default_factory=dict)
+    orders: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,10 @@ def draw_contrast(source: LabelMap, rng: np.random.Generator, how: GeneratorSett
     families = rng.uniform(0.0, 1.0, tissues)
     if rng.random() < how.tied:
         likeness = rng.uniform(0.01, 0.10)
+        if source.orders and rng.random() < how.ordered:
+            order = source.orders[int(rng.integers(len(source.orders)))]
+            gap = _GAP * np.arange(len(order))
+            families[list(order)] = np.sort(rng.uniform(0, 1 - gap[-1], len(order))) + gap
         for tissue, (first, second, most) in source.families.items():
             share = rng.uniform(0, most)
             means[tissue] = (1 - share) * families[first] + share * families[second] + rng.normal(0, likeness)

@@ -100,13 +100,13 @@ def read_maps(folder: LabelFolder, *, progress: Progress = silent) -> list[Label
 def label_map(
     name: str, labels: Array, spacing_mm: tuple[float, float, float], classes: Mapping[int, int],
     names: Mapping[int, str], *, same: Callable[[int], int] = lambda value: value,
-    families: Callable[[dict[int, int]], Families] = lambda tissues: {},
+    families: Callable[[dict[int, int]], Families] = lambda tissues: {}, orders: tuple[tuple[int, ...], ...] = (),
 ) -> LabelMap:  # fmt: skip
     """Make a map ready. labels: (i, j, k) integers, axes growing to R, A, S.
 
     classes: label value → class to be found (others are painted, not found). names: class → structure name; names that
     end in `_left` and `_right` change places in mirror images. same: the value whose tissue a value shares. families:
-    gives `LabelMap.families` from value → tissue number. Raises `InputError` for more than 255 label values.
+    gives `LabelMap.families` from value → tissue number. orders: as in `LabelMap`. Raises `InputError` for more than 255 label values.
     """
     values, index = np.unique(labels, return_inverse=True)
     if len(values) > 255:
@@ -120,7 +120,7 @@ def label_map(
     truth = np.array([classes.get(int(v), 0) for v in values], np.uint8)
     return LabelMap(
         name, index, truth, mirror_table(names)[truth], np.array([tissues[same(int(v))] for v in values]), spacing_mm,
-        families({value: tissue for value, tissue in tissues.items() if value}),
+        families({value: tissue for value, tissue in tissues.items() if value}), orders,
     )  # fmt: skip
 
 

@@ -173,6 +173,19 @@ def test_contrasts_go_both_ways_and_sides_look_alike() -> None:
     assert (drawn[:, 0] <= 0.11).all()
 
 
+def test_contrasts_may_follow_the_order_of_real_sequences() -> None:
+    number = {int(v): n for n, v in enumerate(np.unique(head_map()))}
+    ordered = replace(HEADS, orders=((2, 1), (2, 1), (1, 2)))
+    how = GeneratorSettings(tied=1.0, ordered=1.0)
+    rng = np.random.default_rng(6)
+    drawn = np.array([draw_contrast(ordered, rng, how).mean for _ in range(300)])
+    brighter = np.mean(drawn[:, number[2]] > drawn[:, number[3]])  # family 1 above family 2, two of three times
+    assert 0.55 < brighter < 0.78
+    alone = replace(HEADS, orders=((2, 1),))
+    drawn = np.array([draw_contrast(alone, rng, how).mean for _ in range(300)])
+    assert np.mean(drawn[:, number[2]] > drawn[:, number[3]]) > 0.9
+
+
 def test_training_and_the_runner_normalise_alike(tmp_path_factory: pytest.TempPathFactory) -> None:
     rng = np.random.default_rng(5)
     data = rng.gamma(2.0, 200.0, (20, 24, 22)).astype(np.float32)

@@ -72,10 +72,11 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {n for n in names if not n.startswith(info)} == _tracked("slice3d")
     for needed in (
         "slice3d/py.typed", "slice3d/models/packages/ct-torso/weights.safetensors",
+        "slice3d/models/packages/mr-brain/weights.safetensors",
         "slice3d/viewer/page/report.js", f"{info}licenses/LICENSE",
     ):  # fmt: skip
         assert needed in names
-    assert wheel.stat().st_size < 25e6
+    assert wheel.stat().st_size < 80e6  # PyPI takes 100 MB
     about = Parser().parsestr(zipfile.ZipFile(wheel).read(f"{info}METADATA").decode("utf-8"))
     assert about["Version"] == __version__
     assert set(about.get_all("Provides-Extra") or ()) >= {"viewer", "nnunet", "train", "cluster"}
@@ -88,7 +89,7 @@ def test_source_archive_holds_what_a_packager_needs_and_no_data(sdist: Path) -> 
     assert {n for n in names if n.startswith("slice3d/")} == _tracked("slice3d")
     assert not [n for n in names if re.search(r"\.(nii|nii\.gz|dcm|nrrd|stl|png|ipynb)$", n)]
     assert not [n for n in names if n.startswith(("sample_data", "docs", "benchmarks", "notebooks"))]
-    assert sdist.stat().st_size < 25e6
+    assert sdist.stat().st_size < 80e6
 
 
 def test_installed_wheel_runs(wheel: Path, tmp_path: Path) -> None:
@@ -105,8 +106,8 @@ def test_installed_wheel_runs(wheel: Path, tmp_path: Path) -> None:
 
     assert slice3d("--version").strip() == f"slice3d {__version__}"
     assert "segment" in slice3d("--help")
-    (model,) = json.loads(slice3d("models", "list", "--json"))["installed"]
-    assert model["name"] == "ct-torso"
+    installed = json.loads(slice3d("models", "list", "--json"))["installed"]
+    assert {"ct-torso", "mr-brain"} <= {model["name"] for model in installed}
     assert "weights are as model.json says" in slice3d("models", "verify")
     where = _run(sys.executable, "-c", "import slice3d; print(slice3d.__file__)", cwd=tmp_path, **env)
     assert Path(where.strip()).is_relative_to(target)

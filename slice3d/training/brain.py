@@ -11,7 +11,7 @@ import numpy as np
 
 from slice3d.progress import Progress, silent
 from slice3d.training import cases
-from slice3d.training.brain_labels import GROUPS, LABELS, ORDERS, class_table, families, left_of
+from slice3d.training.brain_labels import GROUPS, KEEP_LARGEST, LABELS, ORDERS, class_table, families, left_of
 from slice3d.training.export import CardFacts
 from slice3d.training.generator import GeneratorSettings, LabelMap
 from slice3d.training.labelmaps import GeneratedCrops, label_map, whole_case
@@ -36,7 +36,8 @@ class BrainRecipe:
     coarse_steps: int = 1450
     coarse_schedule: int = 2000
     coarse_patch: Triple = (48, 64, 48)
-    fine_steps: int = 1900
+    fine_steps: int = 950
+    fine_schedule: int = 1500
     fine_patch: Triple = (64, 80, 64)
     channels: tuple[int, ...] = (32, 64, 128, 192, 256)
     names: tuple[str, ...] = NAMES
@@ -62,7 +63,7 @@ def coarse_settings(recipe: BrainRecipe) -> TrainSettings:
 def fine_settings(recipe: BrainRecipe) -> TrainSettings:
     """2 mm voxels: where their borders are."""
     return replace(
-        coarse_settings(recipe), patch_size=recipe.fine_patch, spacing_mm=FINE_MM, steps=recipe.fine_steps, lr=1.4e-3,
+        coarse_settings(recipe), patch_size=recipe.fine_patch, spacing_mm=FINE_MM, steps=recipe.fine_schedule, lr=1.4e-3,
         lr_end=1e-5, warmup=20, ema=0.99, seed=1, validate_every=recipe.fine_steps,
     )  # fmt: skip
 
@@ -106,7 +107,7 @@ def train_brain(
     coarse, fine = coarse_settings(recipe), fine_settings(recipe)
     report(
         f"{len(maps)} label maps to paint from, {len(recipe.held_out)} held out; {recipe.coarse_steps} steps at "
-        f"{COARSE_MM[0]} mm, {fine.steps} at {FINE_MM[0]} mm"
+        f"{COARSE_MM[0]} mm, {recipe.fine_steps} at {FINE_MM[0]} mm"
     )
     first = fit(
         GeneratedCrops(maps, coarse, COARSE_SAMPLES), coarse, out / "coarse", processes=processes,
@@ -117,7 +118,7 @@ def train_brain(
     validation = WholeVolumes([whole_case(m, fine, FINE_SAMPLES, seed=n) for n, m in enumerate(held)], fine)
     last = fit(
         GeneratedCrops(maps, fine, FINE_SAMPLES), fine, out / "fine", validate=validation if held else None,
-        processes=processes, progress=progress,
+        processes=processes, stop_after=recipe.fine_steps, progress=progress,
     )  # fmt: skip
     draw_curves(out / "fine", out / "learning-curves.png")
     return export(last, fine, package_facts(training, recipe.held_out), out / "package")
@@ -134,6 +135,7 @@ def package_facts(
         licence="CC-BY-4.0",
         modality=("MR",),
         groups=GROUPS,
+        keep_largest=KEEP_LARGEST,
         training={
             "recipe": "slice3d train --recipe mr-brain",
             "label_maps_for_synthesis": {f"training_seg_{name}": SOURCE for name in training},

@@ -39,7 +39,12 @@ GROUPS: dict[str, tuple[int, ...]] = {
     **{name: (VALUES[f"{name}_left"], VALUES[f"{name}_right"]) for name in PAIRED},
 }
 
-CSF_AROUND = 24
+KEEP_LARGEST: tuple[dict[str, Any], ...] = (
+    {"independent": False},
+    {"labels": [VALUES[f"{n}_{s}"] for n in list(PAIRED)[3:] for s in ("left", "right")] + [VALUES["brainstem"]]},
+)
+"""Of all that was found the largest piece is the head's brain; each compact structure is one piece."""
+
 _WHITE, _GREY, _FLUID = 1, 2, 3
 _FAMILY: dict[int, tuple[int, int, float]] = {
     2: (_WHITE, _WHITE, 0), 7: (_WHITE, _WHITE, 0), 16: (_WHITE, _GREY, 0.4), 28: (_WHITE, _GREY, 0.5),

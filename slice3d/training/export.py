@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ WEIGHTS = "weights.safetensors"
 class CardFacts:
     """What a package says about itself beyond its network.
 
-    groups: structure name → label values whose union it is. training, scores, reliability, expected_intensity: as in
-    `model.json`. card: the text of README.md.
+    groups: structure name → label values whose union it is. training, scores, reliability, expected_intensity,
+    keep_largest: as in `model.json`. card: the text of README.md.
     """
 
     name: str
@@ -33,6 +33,7 @@ class CardFacts:
     reliability: Mapping[str, Any] = field(default_factory=dict)
     expected_intensity: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    keep_largest: Sequence[Mapping[str, Any]] = ()
     card: str = ""
 
 
@@ -68,6 +69,7 @@ def export(checkpoint: Path, settings: TrainSettings, facts: CardFacts, folder: 
         "network": {"class": settings.network, "arguments": dict(settings.arguments)},
         "activation": "softmax",
         "sampling": {"resampling": "average", "pad": "lowest", "overlap": 0.5, **facts.sampling},
+        "keep_largest": [dict(step) for step in facts.keep_largest],
         "training": dict(facts.training),
         "scores": dict(facts.scores),
         "reliability": dict(facts.reliability),

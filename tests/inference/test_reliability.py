@@ -164,3 +164,16 @@ def test_nan_wrong_channels_and_too_few_slices(package: ModelPackage) -> None:
     broken[0, 0, 0] = np.nan
     with pytest.raises(InputError, match="NaN"):
         check_input([replace(volume, data=broken)], package)
+
+
+@pytest.mark.parametrize(("axis", "words"), [(0, "mirrored"), (1, "back to front"), (2, "upside down")])
+def test_a_head_the_wrong_way_round_is_an_error(axis: int, words: str) -> None:
+    centres = {
+        "cerebral_white_matter_left": (-30.0, 0.0, 20.0), "cerebral_white_matter_right": (30.0, 0.0, 20.0),
+        "thalamus_left": (-10.0, -5.0, 5.0), "thalamus_right": (10.0, -5.0, 5.0), "cerebellum_left": (-20.0, -50.0, -35.0),
+    }  # fmt: skip
+    assert check_sides(centres) == []
+    turned = {name: tuple(-c if n == axis else c for n, c in enumerate(at)) for name, at in centres.items()}
+    (finding,) = check_sides(turned)  # type: ignore[arg-type]
+    assert finding.code == "orientation-implausible"
+    assert words in finding.message

@@ -32,15 +32,14 @@ from slice3d.volume import Volume
 
 DATA = Path(os.environ.get("SLICE3D_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 RESULTS = Path(os.environ.get("SLICE3D_RESULTS", Path(__file__).parent / "results")) / "superres.json"
+# none of them is among what the shipped weights were trained on
 CASES = {
     "ct-lidc-0314": ("superres/ct-lidc-0314.nii.gz", "CT"),
     "mr-t1-cptac-gbm": ("superres/mr-t1-cptac-gbm.nii.gz", "MR"),
     "ct-s0009": ("ct-torso/labelled/s0009/ct.nii.gz", "CT"),
-    "ct-s0002": ("ct-torso/labelled/s0002/ct.nii.gz", "CT"),
-    "ct-s0003": ("ct-torso/labelled/s0003/ct.nii.gz", "CT"),
 }
 PROTOCOLS = {"4+1": (4.0, 1.0), "4+0": (4.0, 0.0), "5+1": (5.0, 1.0), "5+0": (5.0, 0.0)}
-METHODS = ("linear", "bspline", "lanczos", "selftrain")
+METHODS = ("linear", "bspline", "lanczos", "pretrained", "selftrain", "pretrained+selftrain")
 
 
 def simulate(truth: Volume, thickness: float, gap: float) -> tuple[Volume, np.ndarray]:

@@ -211,6 +211,23 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
+def superres() -> str:
+    """What the super-resolution benchmark measured: one row per volume, slices and method."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "superres.json").read_text(encoding="utf-8"))
+    rows = []
+    for case, protocols in found["cases"].items():
+        for protocol, measured in sorted(protocols.items()):
+            for method, row in measured["methods"].items():
+                rows.append(("", {
+                    "volume": case, "slices, mm": protocol, "method": method,
+                    "gain, dB": f"{row['gain_db']:+.2f}" if "gain_db" in row else "",
+                    "PSNR, dB": f"{row['psnr_db']:.2f}", "SSIM": f"{row['ssim']:.3f}",
+                    "false detail": f"{row['false_detail']:.3f}",
+                    "seconds": f"{row['seconds']:.0f}" if "seconds" in row else "",
+                }))  # fmt: skip
+    return _table(rows, "")
+
+
 def changelog() -> str:
     """CHANGELOG.md without its title."""
     return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("\n")[2]
@@ -218,5 +235,5 @@ def changelog() -> str:
 
 FILLERS: dict[str, Callable[..., str]] = {
     "commands": commands, "reference": reference, "exit-codes": exit_codes, "benchmarks": benchmarks,
-    "changelog": changelog,
+    "changelog": changelog, "superres": superres,
 }  # fmt: skip

@@ -174,4 +174,6 @@ class _Ready:
 METHODS: dict[str, Callable[[], Method]] = {
     **{name: partial(Interpolation, name) for name in BASELINES},
     "selftrain": partial(Learning, "selftrain", shipped=False, trains=True),
+    "pretrained": partial(Learning, "pretrained", shipped=True, trains=False),
+    "pretrained+selftrain": partial(Learning, "pretrained+selftrain", shipped=True, trains=True),
 }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slice3d.errors import InputError, MissingExtraError, ModelError
+from slice3d.errors import InputError, MissingExtraError
 from slice3d.findings import Finding
 from slice3d.progress import Progress, silent
 from slice3d.superres.consistency import enforce, residual
@@ -26,9 +26,7 @@ from slice3d.volume import Volume, freeze
 
 log = logging.getLogger(__name__)
 
-# Below these a network has too little to learn from, and `auto` takes the B-spline.
-AUTO_MINUTES = 1.0
-AUTO_IN_PLANE_MM = 80.0
+# Below this factor a network has little to add, and `auto` takes the B-spline.
 AUTO_RATIO = 1.8
 # The share of the time budget that the self-check of a learning method takes.
 CHECK_SHARE = 0.25
@@ -45,7 +43,8 @@ def upsample(
 ) -> Volume:
     """Estimate `volume` at `spacing_mm` along its slice normal; what was acquired is kept.
 
-    volume: one stack of slices. method: `"linear"`, `"bspline"`, `"lanczos"`, `"selftrain"` or `"auto"`. slice_profile: a `SliceProfile`, `"gaussian"` (default) or `"rect"` with the
+    volume: one stack of slices. method: `"linear"`, `"bspline"`, `"lanczos"`, `"pretrained"`, `"selftrain"`,
+    `"pretrained+selftrain"` or `"auto"`. slice_profile: a `SliceProfile`, `"gaussian"` (default) or `"rect"` with the
     header's slice thickness, or `"estimate"`.
 
     Returns float32 on the slices' own in-plane lattice, finer along the normal, with `synthesised` (every plane that is
@@ -175,17 +174,11 @@ def _choose(method: str, stack: Stack, settings: UpsampleSettings) -> tuple[Meth
         if gap is not None and chosen.learns:
             raise InputError(f"{gap.message}; expected gaps of at most 3× the thickness; use method='bspline'")
         return chosen, []
-    size = min(n * s for n, s in zip(stack.slices.shape[:2], stack.in_plane_mm, strict=True))
-    reason = ""
+    name, reason = "pretrained", ""
     if gap is not None:
-        reason = "the gaps are too large to learn across"
-    elif settings.steps is None and settings.minutes < AUTO_MINUTES:
-        reason = f"{settings.minutes:g} minutes are too few to train"
+        name, reason = "bspline", "the gaps are too large to learn across"
     elif stack.ratio < AUTO_RATIO:
-        reason = f"a factor of {stack.ratio:.2g} gains little from training"
-    elif size < max(AUTO_IN_PLANE_MM, 12 * stack.operator.slice_step_mm):
-        reason = f"slices of {size:.0f} mm are too small to train on"
-    name = "bspline" if reason else "selftrain"
+        name, reason = "bspline", f"a factor of {stack.ratio:.2g} gains little from a network"
     text = f"method chosen: {name}" + (f" ({reason})" if reason else "")
     return METHODS[name](), [Finding("superres-method", text, "info", {"method": name})]
 
@@ -193,8 +186,6 @@ def _choose(method: str, stack: Stack, settings: UpsampleSettings) -> tuple[Meth
 def _check_arguments(spacing_mm: float, method: str, settings: UpsampleSettings) -> None:
     if not np.isfinite(spacing_mm) or spacing_mm <= 0:
         raise InputError(f"spacing is {spacing_mm} mm; expected a positive number of millimetres")
-    if method == "pretrained":
-        raise ModelError("no pretrained super-resolution weights are installed; use method='selftrain' or 'bspline'")
     known = ["auto", *METHODS]
     if method not in known:
         raise InputError(f"method is {method!r}; expected one of {', '.join(known)}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slice3d.errors import GeometryError, InputError, ModelError
+from slice3d.errors import GeometryError, InputError
 from slice3d.grid import Grid
 from slice3d.superres import SliceProfile, UpsampleSettings, slice_operator, upsample
 from slice3d.superres.consistency import enforce, residual
@@ -249,7 +249,6 @@ def test_bad_arguments_are_refused_in_one_line():
         ({"spacing_mm": float("nan")}, InputError, "spacing is nan mm"),
         ({"settings": UpsampleSettings(axis=3)}, InputError, "axis is 3"),
         ({"settings": UpsampleSettings(minutes=0)}, InputError, "time budget is 0 minutes"),
-        ({"method": "pretrained"}, ModelError, "no pretrained super-resolution weights are installed"),
     ]
     for options, error, message in cases:
         with pytest.raises(error, match=message) as caught:

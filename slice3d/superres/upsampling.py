@@ -17,6 +17,7 @@ from slice3d.errors import InputError, MissingExtraError
 from slice3d.findings import Finding
 from slice3d.progress import Progress, silent
 from slice3d.superres.consistency import enforce, residual
+from slice3d.superres.interpolate import BASELINES
 from slice3d.superres.methods import METHODS, Fitted, Method, UpsampleSettings
 from slice3d.superres.profile import SliceOperator, SliceProfile
 from slice3d.superres.quality import Lines, hold_out, sharpness
@@ -171,7 +172,7 @@ def _choose(method: str, stack: Stack, settings: UpsampleSettings) -> tuple[Meth
     gap = gap_finding(stack)
     if method != "auto":
         chosen = METHODS[method]()
-        if gap is not None and chosen.learns:
+        if gap is not None and method not in BASELINES:
             raise InputError(f"{gap.message}; expected gaps of at most 3× the thickness; use method='bspline'")
         return chosen, []
     name, reason = "pretrained", ""

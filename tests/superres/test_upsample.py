@@ -212,8 +212,9 @@ def test_too_few_slices():
 def test_large_gaps_are_not_filled_by_learning():
     _, slices, _ = truth_and_slices((60, 52))
     volume = thick_volume(slices, thickness_mm=1.2)
-    with pytest.raises(InputError, match=r"gaps of 4\.80 mm.*bspline"):
-        upsample(volume, spacing_mm=1.5, method="selftrain")
+    for method in ("selftrain", "pretrained"):
+        with pytest.raises(InputError, match=r"gaps of 4\.80 mm.*bspline"):
+            upsample(volume, spacing_mm=1.5, method=method)
     fine = upsample(volume, spacing_mm=1.5)
     assert details(fine, "superres")["method"] == "bspline"
     assert "superres-gap" in codes(fine)

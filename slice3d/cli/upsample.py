@@ -18,7 +18,10 @@ def upsample(
     study: Annotated[Path, typer.Argument(help="The study: folder, file or .zip (DICOM, NIfTI, NRRD, MHA).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Volume to write (.nii.gz, .nrrd, .mha).")],
     spacing: Annotated[float, typer.Option("--spacing", help="Distance between slices to make, in mm.")] = 1.0,
-    method: Annotated[str, typer.Option("--method", help="auto, linear, bspline, lanczos, pretrained, selftrain, pretrained+selftrain.")] = "auto",
+    method: Annotated[
+        str,
+        typer.Option("--method", help="auto, linear, bspline, lanczos, pretrained, selftrain, pretrained+selftrain."),
+    ] = "auto",
     profile: Annotated[str, typer.Option("--profile", help="Slice profile: gaussian, rect or estimate.")] = "gaussian",
     thickness: Annotated[
         float | None, typer.Option("--thickness", help="Slice thickness (FWHM) in mm, instead of the header's.")

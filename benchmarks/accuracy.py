@@ -30,7 +30,11 @@ from slice3d.volume import Segmentation, Volume
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slice3d" / "models" / "packages" / "ct-torso"
 RESULTS = ROOT / "benchmarks" / "results"
-ELSEWHERE = {"mr-brain": "benchmarks.accuracy_brain"}
+ELSEWHERE = {
+    "mr-brain": "benchmarks.accuracy_brain",
+    "mr-hippocampus": "benchmarks.accuracy_folds",
+    "mr-sarcoma": "benchmarks.accuracy_folds",
+}
 """Models whose figures another script recomputes, with the same options."""
 UNSCORED = {"spl": ("bone", "body", "liver_tumor"), "s0009": ("lung_left", "lung_right", "liver_tumor")}
 """The SPL atlas labels single vertebrae and ribs, not the skeleton of the field of view."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from slice3d.inference import InferenceSettings
     from slice3d.io.dicom.deidentify import Key
     from slice3d.mesh import Mesh
+    from slice3d.models import ModelPackage
     from slice3d.superres import Superres
     from slice3d.surface import SurfaceSettings
 
@@ -95,13 +96,17 @@ def segment(
     grid with reliability findings. Raises `InputError` for an unknown structure (with the nearest spelling) or an image
     the model was not made for, `ModelError` when a model package is missing or damaged.
     """
-    from slice3d import models
     from slice3d.inference import InferenceSettings, predict
 
     organs = (organ,) if isinstance(organ, str) else tuple(organ)
-    package = models.find(organs, modality=volume.modality, model=model)
-    structures = _structures(organs, model, modality=volume.modality)
-    return predict(volume, package, structures=structures, settings=settings or InferenceSettings(), progress=progress)
+    package = _package(organs, model, volume)
+    return predict(
+        volume,
+        package,
+        structures=_structures(organs, package),
+        settings=settings or InferenceSettings(),
+        progress=progress,
+    )
 
 
 def run(
@@ -127,7 +132,7 @@ def run(
     if not settings.organs:
         raise InputError("no structure asked for; expected at least one, e.g. --organ liver")
     timings: dict[str, float] = {}
-    _structures(settings.organs, settings.model)  # an unknown organ must not wait for loading
+    _package(settings.organs, settings.model)  # an unknown organ must not wait for loading
     _check_superres(settings, reference)
     with Transaction(Path(out)) as transaction:
         with _stage("load", timings, progress):
@@ -147,7 +152,7 @@ def run(
                 volume = _upsampled(volume, settings.superres, progress)
         with _stage("segment", timings, progress):
             analysed = identity if volume is acquired else volume_hash(volume)
-            key = _segmentation_key(analysed, volume.modality, settings)
+            key = _segmentation_key(analysed, volume, settings)
             before = None if previous is None else reuse.earlier(previous, key, volume)
             result = before or segment(
                 volume, settings.organs, model=settings.model, settings=settings.inference, progress=progress
@@ -178,20 +183,23 @@ def run(
     return RunResult(volume, result, meshes, metrics, manifest, Path(out), findings)
 
 
-def _segmentation_key(identity: str, modality: str, settings: RunSettings) -> str:
+def _segmentation_key(identity: str, volume: Volume, settings: RunSettings) -> str:
+    package = _package(settings.organs, settings.model, volume)
+    return reuse.segmentation_key(identity, package.sha256, _structures(settings.organs, package), settings.inference)
+
+
+def _package(organs: Sequence[str], model: str | None, volume: Volume | None = None) -> ModelPackage:
+    """The model that answers, for this image where there is one already."""
     from slice3d import models
 
-    package = models.find(settings.organs, modality=modality, model=settings.model)
-    structures = _structures(settings.organs, settings.model, modality=modality)
-    return reuse.segmentation_key(identity, package.sha256, structures, settings.inference)
+    if volume is None:
+        return models.find(organs, model=model)
+    return models.find(organs, modality=volume.modality, size_mm=volume.grid.size_mm, model=model)
 
 
-def _structures(organs: Sequence[str], model: str | None, *, modality: str = "") -> tuple[str, ...]:
+def _structures(organs: Sequence[str], package: ModelPackage) -> tuple[str, ...]:
     """The structures that these names and aliases ask for."""
-    from slice3d import models
-
-    known = models.find(organs, modality=modality, model=model).structures
-    return tuple(dict.fromkeys(name for organ in organs for name in anatomy.resolve(organ, known)))
+    return tuple(dict.fromkeys(name for organ in organs for name in anatomy.resolve(organ, package.structures)))
 
 
 def _check_dicom(volume: Volume, settings: RunSettings) -> None:
@@ -236,7 +244,7 @@ def _truth(path: Path | str, volume: Volume, settings: RunSettings) -> Segmentat
     from slice3d.resample import axis_moves, moved_grid, resample_labels
 
     truth = io.load_segmentation(path, reference=volume)
-    wanted = _structures(settings.organs, settings.model, modality=volume.modality)
+    wanted = _structures(settings.organs, _package(settings.organs, settings.model, volume))
     if not set(wanted) & set(truth.structures):
         raise InputError(
             f"the reference holds {', '.join(truth.structures) or 'nothing'}; expected at least one of "

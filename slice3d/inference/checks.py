@@ -28,7 +28,9 @@ def check_input(volumes: Sequence[Volume], package: ModelPackage, *, allow: bool
     findings: list[Finding] = []
     if package.non_commercial:
         findings.append(Finding("licence-forbids-commercial-use", licence_notice(package), severity="info"))
-    complaints = [*_modality(volumes, package, findings), *_intensity(volumes, package)]
+    complaints = [
+        *_modality(volumes, package, findings), *_intensity(volumes, package), *_field_of_view(volumes, package)
+    ]  # fmt: skip
     if complaints and not allow:
         raise InputError(complaints[0].message)
     return (*findings, *complaints)
@@ -109,6 +111,19 @@ def _hounsfield(volumes: Sequence[Volume], package: ModelPackage) -> list[Findin
             )
             return [Finding("intensity-range-not-trained-on", text, details=intensity_statistics(volume.data))]
     return []
+
+
+def _field_of_view(volumes: Sequence[Volume], package: ModelPackage) -> list[Finding]:
+    """A model that knows crops alone finds its structure everywhere else, too."""
+    limit = package.reliability.get("largest_field_of_view_mm")
+    size = volumes[0].grid.size_mm
+    if limit is None or max(size) <= float(limit):
+        return []
+    text = (
+        f"the image is {' × '.join(f'{s:.0f}' for s in size)} mm, model {package.name!r} was trained on crops and takes "
+        f"up to {float(limit):g} mm; crop the image around the structure"
+    )
+    return [Finding("field-of-view-not-trained-on", text, details={"size_mm": [round(s, 1) for s in size]})]
 
 
 def intensity_statistics(data: NDArray[Any]) -> dict[str, float]:

@@ -102,7 +102,8 @@ class Engine:
         run.clock("postprocess", start)
         start = time.perf_counter()
         measured = reliability.measure(tallies, self.package)
-        findings += reliability.check_result(result, wanted, measured, places)
+        ranges = self.package.reliability.get("volume_ml")
+        findings += reliability.check_result(result, wanted, measured, places, ranges_ml=ranges)
         run.clock("reliability", start)
         run.timings["total"] = round(time.perf_counter() - begin, 4)
         return replace(

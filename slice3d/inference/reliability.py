@@ -23,6 +23,7 @@ from slice3d.volume import Segmentation
 MEASURES = ("soft_dice", "mean_entropy")
 _LOW_DICE = 0.8
 _CONTACT_MM2 = 100.0
+_CONTACT_SHARE = 0.15  # of volume^(2/3): a structure of a few millilitres is cut with less contact than that
 _SIDE_MARGIN_MM = 10.0
 
 
@@ -72,8 +73,14 @@ def check_result(
     wanted: Sequence[str],
     measured: Mapping[str, Mapping[str, Any]],
     centres: Mapping[str, tuple[float, float, float]],
+    *,
+    ranges_ml: Mapping[str, Sequence[float]] | None = None,
 ) -> list[Finding]:
-    """Findings about every wanted structure. centres: structure → world RAS mm, of all the model found."""
+    """Findings about every wanted structure. centres: structure → world RAS mm, of all the model found.
+
+    ranges_ml: structure → (lowest, highest) volume that the model's own data make plausible, before the table of
+    `anatomy`.
+    """
     findings: list[Finding] = []
     whole = _counted(result.labels)
     faces = _faces(result)
@@ -82,9 +89,10 @@ def check_result(
         voxels = float(whole[values].sum())
         if not voxels:
             continue
-        cut = _cut(name, {end: float(area[values].sum()) for end, area in faces.items()})
+        contact = {end: float(area[values].sum()) for end, area in faces.items()}
+        cut = _cut(name, voxels * result.grid.voxel_volume_mm3, contact)
         findings += cut
-        findings += _volume(result, name, voxels, bool(cut))
+        findings += _volume(result, name, voxels, bool(cut), (ranges_ml or {}).get(name))
         findings += _confidence(name, measured.get(name, {}))
     return findings + check_sides(centres)
 
@@ -111,33 +119,44 @@ def _faces(result: Segmentation) -> dict[str, NDArray[np.float64]]:
     return found
 
 
-def _cut(name: str, contact_mm2: Mapping[str, float]) -> list[Finding]:
-    touched = {end: round(area / 100.0, 1) for end, area in contact_mm2.items() if area >= _CONTACT_MM2}
+def _cut(name: str, volume_mm3: float, contact_mm2: Mapping[str, float]) -> list[Finding]:
+    least = min(_CONTACT_MM2, _CONTACT_SHARE * volume_mm3 ** (2 / 3))
+    touched = {
+        end: round(area / 100.0, 2 if area < _CONTACT_MM2 else 1) for end, area in contact_mm2.items() if area >= least
+    }
     if not touched:
         return []
     known = anatomy.STRUCTURES.get(name)
     # whoever asks for the skeleton of a scan expects it to end where the scan does
     usual = known is not None and known.kind in ("body", "bone", "vessel", "tissue")
-    where = ", ".join(f"{end} ({cm2:.0f} cm²)" for end, cm2 in touched.items())
+    where = ", ".join(f"{end} ({cm2:.2g} cm²)" if cm2 < 1 else f"{end} ({cm2:.0f} cm²)" for end, cm2 in touched.items())
     text = f"{name} is cut off by the field of view on its {where}: its volume and surface are incomplete"
     details = {"structure": name, "contact_cm2": touched}
     return [Finding("organ-cut-by-field-of-view", text, severity="info" if usual else "warning", details=details)]
 
 
-def _volume(result: Segmentation, name: str, voxels: float, cut: bool) -> list[Finding]:
+def _volume(
+    result: Segmentation, name: str, voxels: float, cut: bool, trained: Sequence[float] | None
+) -> list[Finding]:
     known = anatomy.STRUCTURES.get(name)
-    if known is None or known.volume_ml is None:
+    table = known.volume_ml if known is not None else None
+    if trained is None and table is None:
         return []
+    low, high = (float(trained[0]), float(trained[1])) if trained is not None else table or (0.0, 0.0)
     volume = voxels * result.grid.voxel_volume_mm3 / 1000.0
-    low, high = known.volume_ml
-    if volume > high or (volume < low and not cut):
-        text = (
-            f"{name} measures {volume:.0f} ml; adults have {low:g} to {high:g} ml: check the outline, "
-            "or the patient is a child or has had surgery"
-        )
-        details = {"structure": name, "volume_ml": round(volume, 1), "plausible_ml": [low, high]}
-        return [Finding("volume-implausible", text, details=details)]
-    return []
+    if low <= volume <= high or (volume < low and cut):
+        return []
+    whose = "adults have" if trained is None else "plausible after the cases it was trained on are"
+    text = (
+        f"{name} measures {_ml(volume)} ml; {whose} {low:g} to {high:g} ml: check the outline, "
+        "or the patient is a child or has had surgery"
+    )
+    details = {"structure": name, "volume_ml": round(volume, 1 if volume >= 10 else 2), "plausible_ml": [low, high]}
+    return [Finding("volume-implausible", text, details=details)]
+
+
+def _ml(volume: float) -> str:
+    return f"{volume:.0f}" if volume >= 10 else f"{volume:.2g}"
 
 
 def _confidence(name: str, measured: Mapping[str, Any]) -> list[Finding]:
@@ -165,6 +184,7 @@ _ORDER = (
     ("thalamus_right", "thalamus_left", 0, "the right thalamus lies left of the left one"),
     ("thalamus_left", "cerebellum_left", 2, "the cerebellum lies above the thalamus"),
     ("thalamus_left", "cerebellum_left", 1, "the cerebellum lies in front of the thalamus"),
+    ("hippocampus_anterior", "hippocampus_posterior", 1, "the anterior hippocampus lies behind the posterior one"),
 )
 
 

@@ -57,11 +57,13 @@ def package(name: str, *, folder: Path | None = None) -> ModelPackage:
 
 
 def find(
-    organ: str | Sequence[str], *, modality: str = "", model: str | None = None, folder: Path | None = None
-) -> ModelPackage:
+    organ: str | Sequence[str], *, modality: str = "", size_mm: Sequence[float] | None = None, model: str | None = None,
+    folder: Path | None = None,
+) -> ModelPackage:  # fmt: skip
     """The installed package that knows every structure in `organ`, for images of `modality` (`""`: not known).
 
-    Of several, shipped packages come first, then by name; `model` names one. Raises `InputError` for an unknown
+    Of several, those come first that take an image of `size_mm` (some know crops alone), then those that have the
+    structures by that very name, then shipped packages, then by name; `model` names one. Raises `InputError` for an unknown
     structure (listing what there is, with the nearest spelling) or an image of a modality no such model takes, and
     `ModelError` when `model` is not installed.
     """
@@ -81,7 +83,16 @@ def find(
             f"the image is {modality}, but {', '.join(organs)} can only be found in {' or '.join(takes)} by "
             f"{', '.join(c.name for c in able)}; use a {' or '.join(takes)} study or add a model for {modality}"
         )
-    return fitting[0]
+    return min(fitting, key=lambda c: (_too_large(c, size_mm), not _by_name(c, organs)))
+
+
+def _too_large(candidate: ModelPackage, size_mm: Sequence[float] | None) -> bool:
+    limit = candidate.reliability.get("largest_field_of_view_mm")
+    return limit is not None and size_mm is not None and max(size_mm) > float(limit)
+
+
+def _by_name(candidate: ModelPackage, organs: Sequence[str]) -> bool:
+    return all(anatomy.canonical(organ) in candidate.structures for organ in organs)
 
 
 def _offers(candidate: ModelPackage, organ: str) -> bool:

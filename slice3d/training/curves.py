@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,36 @@ def draw_curves(folder: Path, picture: Path) -> None:
     for name, points in sorted(_by_structure(rows).items()):
         right.plot(*zip(*points, strict=True), marker=".", label=name)
     right.set(xlabel="step", ylabel="Dice, held-out cases", ylim=(0, 1))
+    if right.lines:
+        right.legend(fontsize=6, ncols=2)
+    figure.savefig(picture, dpi=110)
+
+
+def draw_stages(folders: Sequence[Path], picture: Path) -> None:
+    """Several runs in one picture: running mean of the loss, and the mean held-out Dice over cases and structures."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for number, folder in enumerate(folders):
+        rows = read_history(folder)
+        losses = np.array([(row["step"], row["loss"]) for row in rows if "loss" in row], float).reshape(-1, 2)
+        width = max(1, min(50, len(losses) // 5))
+        if len(losses):
+            smooth = np.convolve(losses[:, 1], np.ones(width) / width, "valid")
+            left.plot(losses[width - 1 :, 0], smooth, color=f"C{number % 10}", linewidth=0.9)
+        points: dict[float, list[float]] = {}
+        for values in _by_structure(rows).values():
+            for step, dice in values:
+                points.setdefault(step, []).append(dice)
+        steps = sorted(points)
+        if steps:
+            means = [float(np.mean(points[s])) for s in steps]
+            right.plot(steps, means, marker=".", color=f"C{number % 10}", label=folder.name)
+    left.set(xlabel="step of the stage", ylabel="loss (Dice + cross-entropy)", ylim=(0, None))
+    right.set(xlabel="step of the stage", ylabel="mean Dice, cases held out", ylim=(0, 1))
     if right.lines:
         right.legend(fontsize=6, ncols=2)
     figure.savefig(picture, dpi=110)

@@ -37,19 +37,16 @@ class CardFacts:
     card: str = ""
 
 
-def export(checkpoint: Path, settings: TrainSettings, facts: CardFacts, folder: Path) -> Path:
-    """Write the averaged weights of `checkpoint` and everything needed to run them. Returns the package's folder."""
-    import torch
-    from safetensors.torch import save_file
+def export(checkpoint: Path | Sequence[Path], settings: TrainSettings, facts: CardFacts, folder: Path) -> Path:
+    """Write the averaged weights of `checkpoint` and everything needed to run them. Returns the package's folder.
 
-    from slice3d.training.loop import without_heads
-
+    Several checkpoints become the folds of one package.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    state = without_heads(torch.load(checkpoint, weights_only=True, map_location="cpu")["ema"])
-    half = {k: (v.half() if v.dtype.is_floating_point else v).contiguous() for k, v in state.items()}
-    save_file(half, folder / WEIGHTS, metadata={"format": "pt"})
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    (folder / WEIGHTS).chmod(0o644)
+    if isinstance(checkpoint, Path):
+        weights: Any = _weights(checkpoint, settings, folder / WEIGHTS)
+    else:
+        weights = [_weights(path, settings, folder / f"weights-{n}.safetensors") for n, path in enumerate(checkpoint)]
     how = settings.intensity
     intensity: dict[str, Any] = {"scheme": how.scheme}
     if how.scheme == "clip_zscore":
@@ -74,9 +71,23 @@ def export(checkpoint: Path, settings: TrainSettings, facts: CardFacts, folder: 
         "scores": dict(facts.scores),
         "reliability": dict(facts.reliability),
         "expected_intensity": dict(facts.expected_intensity),
-        "weights": {"file": WEIGHTS, "sha256": digest, "dtype": "float16"},
+        "weights": weights,
     }
     (folder / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     if facts.card:
         (folder / "README.md").write_text(facts.card, encoding="utf-8")
     return folder
+
+
+def _weights(checkpoint: Path, settings: TrainSettings, target: Path) -> dict[str, str]:
+    """The averaged weights in half precision, each once whatever names it goes by, and their entry in `model.json`."""
+    import torch
+
+    from slice3d.models.loading import build_network, write_weights
+    from slice3d.training.loop import without_heads
+
+    network = build_network(settings.network, settings.arguments)
+    network.load_state_dict(without_heads(torch.load(checkpoint, weights_only=True, map_location="cpu")["ema"]))
+    write_weights(network.state_dict(), target, half=True)
+    target.chmod(0o644)
+    return {"file": target.name, "sha256": hashlib.sha256(target.read_bytes()).hexdigest(), "dtype": "float16"}

@@ -12,6 +12,7 @@ from slice3d.training import cases
 from slice3d.training.cases import Case
 from slice3d.training.dataset import Dataset, TrainingPair
 from slice3d.training.plan import Fingerprint, Plan
+from slice3d.training.settings import TrainSettings
 
 _SAMPLE = 20_000
 
@@ -40,7 +41,7 @@ def fingerprints(dataset: Dataset, *, progress: Progress = silent) -> list[Finge
     return out
 
 
-def prepare(dataset: Dataset, plan: Plan, cache: Path, *, progress: Progress = silent) -> Path:
+def prepare(dataset: Dataset, plan: Plan | TrainSettings, cache: Path, *, progress: Progress = silent) -> Path:
     """Write every case at the plan's spacing below `cache` (cases already there are kept). Returns the folder."""
     for number, pair in enumerate(dataset.pairs):
         if not (cache / f"{pair.name}.json").exists():
@@ -50,7 +51,9 @@ def prepare(dataset: Dataset, plan: Plan, cache: Path, *, progress: Progress = s
     return cache
 
 
-def _prepared(name: str, image: cases.Array, labels: cases.Array, spacing: tuple[float, ...], plan: Plan) -> Case:
+def _prepared(
+    name: str, image: cases.Array, labels: cases.Array, spacing: tuple[float, ...], plan: Plan | TrainSettings
+) -> Case:
     values = cases.respaced(image, spacing, plan.spacing_mm)
     classes = cases.respaced_labels(labels, spacing, plan.spacing_mm)
     if plan.intensity.scheme == "zscore":

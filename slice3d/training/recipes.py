@@ -6,6 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slice3d.training.brain import train_brain
+from slice3d.training.hippocampus import train_hippocampus
+from slice3d.training.sarcoma import train_sarcoma
 from slice3d.training.torso import train_torso
 
-RECIPES: dict[str, Callable[..., Path]] = {"ct-torso": train_torso, "mr-brain": train_brain}
+RECIPES: dict[str, Callable[..., Path]] = {
+    "ct-torso": train_torso,
+    "mr-brain": train_brain,
+    "mr-hippocampus": train_hippocampus,
+    "mr-sarcoma": train_sarcoma,
+}

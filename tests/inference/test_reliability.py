@@ -68,6 +68,47 @@ def test_implausible_volume() -> None:
     assert codes(small, ["liver"]) == {"volume-implausible": "warning"}
 
 
+def small_grid() -> Grid:
+    return Grid((36, 50, 34), np.diag([1.0, 1.0, 1.0, 1.0]))
+
+
+def hippocampus(box: tuple[slice, slice, slice]) -> Segmentation:
+    array = np.zeros(small_grid().shape, np.uint8)
+    array[box] = 1
+    return Segmentation(array, small_grid(), {1: "hippocampus_anterior"})
+
+
+def test_small_structure_is_cut_with_little_contact() -> None:
+    """1.7 ml with 48 mm² at the border is cut; 12 mm² of the same structure is a touch."""
+    (finding,) = check_result(
+        hippocampus((slice(10, 18), slice(30, 50), slice(10, 16))), ["hippocampus_anterior"], {}, {}
+    )
+    assert finding.details["contact_cm2"] == {"front": pytest.approx(0.48)}
+    array = np.array(hippocampus((slice(10, 18), slice(29, 49), slice(10, 16))).labels)
+    array[10:14, 49, 10:13] = 1
+    assert (
+        check_result(Segmentation(array, small_grid(), {1: "hippocampus_anterior"}), ["hippocampus_anterior"], {}, {})
+        == []
+    )
+
+
+def test_volume_is_judged_by_the_range_of_the_model_where_it_has_one() -> None:
+    found = hippocampus((slice(10, 18), slice(20, 40), slice(10, 16)))  # 0.96 ml
+    ranges = {"hippocampus_anterior": (1.0, 3.0)}
+    (finding,) = check_result(found, ["hippocampus_anterior"], {}, {}, ranges_ml=ranges)
+    assert finding.code == "volume-implausible"
+    assert "0.96 ml" in finding.message
+    assert check_result(found, ["hippocampus_anterior"], {}, {}, ranges_ml={"hippocampus_anterior": (0.5, 3.0)}) == []
+
+
+def test_hippocampus_back_to_front_is_an_error() -> None:
+    turned = {"hippocampus_anterior": (0, -12, 0), "hippocampus_posterior": (0, 3, 0)}
+    (finding,) = check_sides(turned)
+    assert (finding.code, finding.severity) == ("orientation-implausible", "error")
+    assert "back to front" in finding.message
+    assert check_sides({"hippocampus_anterior": (0, 3, 0), "hippocampus_posterior": (0, -12, 0)}) == []
+
+
 def test_liver_on_the_left_is_an_error_and_situs_solitus_is_not() -> None:
     (finding,) = check_sides({"liver": (-60, 0, 0), "spleen": (80, 0, 0)})
     assert (finding.code, finding.severity) == ("orientation-implausible", "error")
@@ -128,6 +169,17 @@ def test_mr_given_to_a_ct_model_is_one_line(package: ModelPackage) -> None:
     assert "\n" not in str(caught.value)
     found = check_input([oblique_volume(modality="MR")], package, allow=True)
     assert [f.code for f in found] == ["modality-not-trained-on"]
+
+
+def test_a_model_for_crops_refuses_a_whole_head(package: ModelPackage) -> None:
+    volume = oblique_volume(modality="CT")
+    limited = replace(package, reliability={"largest_field_of_view_mm": max(volume.grid.size_mm) - 1})
+    with pytest.raises(InputError, match="trained on crops") as caught:
+        check_input([volume], limited)
+    assert "\n" not in str(caught.value)
+    assert [f.code for f in check_input([volume], limited, allow=True)] == ["field-of-view-not-trained-on"]
+    wide = replace(package, reliability={"largest_field_of_view_mm": max(volume.grid.size_mm) + 1})
+    assert check_input([volume], wide) == ()
 
 
 def test_unknown_modality_is_taken_for_ct_only_with_hounsfield_values(package: ModelPackage) -> None:

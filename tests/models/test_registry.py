@@ -49,6 +49,20 @@ def test_structures_of_two_models_cannot_be_asked_together(cache: Path) -> None:
         find(["pancreas", "prostate"], folder=cache)
 
 
+def test_the_name_itself_comes_before_its_parts_and_a_model_for_crops_only_gets_crops(cache: Path) -> None:
+    crops = {"largest_field_of_view_mm": 90.0}
+    write_package(cache / "zz-a-sides", random_network(), labels={"1": "lung_left", "2": "lung_right"})
+    write_package(cache / "zz-b-both", random_network(), labels={"1": "lungs"}, reliability=crops)
+    ours = {"folder": cache, "modality": "MR"}
+    for name in ("zz-a-sides", "zz-b-both"):
+        raw = json.loads((cache / name / "model.json").read_text()) | {"modality": ["MR"]}
+        (cache / name / "model.json").write_text(json.dumps(raw))
+    assert find("lungs", **ours, size_mm=(80.0, 60.0, 90.0)).name == "zz-b-both"
+    assert find("lungs", **ours, size_mm=(80.0, 60.0, 200.0)).name == "zz-a-sides"
+    assert find("lungs", **ours).name == "zz-b-both"
+    assert find("lungs", **ours, model="zz-b-both", size_mm=(80.0, 60.0, 200.0)).name == "zz-b-both"
+
+
 def test_unknown_model_suggests_and_known_one_says_how_to_add(cache: Path) -> None:
     with pytest.raises(ModelError, match="did you mean 'zz-tiny'"):
         package("zz-tny", folder=cache)

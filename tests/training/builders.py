@@ -84,3 +84,24 @@ def write_label_maps(folder: Path, *, count: int = 5, spacing_mm: float = 3.0) -
         nib.save(nib.Nifti1Image(labels, affine), folder / f"head_{n}.nii.gz")
     (folder / "dataset.json").write_text(json.dumps({"name": "heads", "labels": HEAD, "licence": "CC0-1.0"}))
     return folder
+
+
+def write_hippocampi(data: Path, *, cases: int) -> Path:
+    """Crops as MSD task 4 has them, below `data/hippocampus`: a bright rod, its front half the anterior part."""
+    import nibabel as nib
+
+    for sub in ("imagesTr", "labelsTr"):
+        (data / "hippocampus" / sub).mkdir(parents=True)
+    for n in range(cases):
+        rng = np.random.default_rng([n, 4])
+        shape = np.array((34, 48, 32)) + rng.integers(-2, 3, 3)
+        at = np.stack(np.meshgrid(*[np.arange(s) for s in shape], indexing="ij"), -1)
+        middle = shape / 2 + rng.uniform(-2, 2, 3)
+        inside = (((at - middle) / (7, 17, 6)) ** 2).sum(-1) < 1
+        labels = (inside * np.where(at[..., 1] > middle[1], 1, 2)).astype(np.uint8)
+        image = (400 + 500 * inside + rng.normal(0, 40, shape)).astype(np.float32)
+        affine = np.eye(4)
+        affine[:3, 3] = rng.uniform(-50, 50, 3)
+        for sub, array in (("imagesTr", image), ("labelsTr", labels)):
+            nib.save(nib.Nifti1Image(array, affine), data / "hippocampus" / sub / f"hippocampus_{n:03}.nii.gz")
+    return data

@@ -14,9 +14,7 @@ soak = json.loads((HERE.parents[1] / "benchmarks" / "results" / "cohort.json").r
 figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
 for n, worker in enumerate(soak["workers"], start=1):
     axes.plot(worker["MiB_before_each_case"], linewidth=1, label=f"worker {n}")
-axes.set(
-    xlabel="cases done by this worker", ylabel="resident memory before each case, MiB", xlim=(0, None), ylim=(0, None)
-)
+axes.set(xlabel="cases done by this worker", ylabel="resident before each case, MiB", xlim=(0, None), ylim=(0, None))
 axes.legend(frameon=False)
 axes.spines[["top", "right"]].set_visible(False)
 figure.savefig(HERE / "cohort-memory.png", dpi=110)

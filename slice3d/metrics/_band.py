@@ -42,17 +42,23 @@ def keep_band(
     """
     ni, nj, nk = mask.shape
     one = np.uint8(1 << bit)
+    deep = np.empty((nj, nk), np.uint8)  # rows that are set as far as `reach` along the first axis
     full = np.empty(nk, np.uint8)
     for i in range(ni):
+        inside = i >= reach[0] and i + reach[0] < ni
+        if inside:
+            deep[:] = one
+            for u in range(i - reach[0], i + reach[0] + 1):
+                for j in range(nj):
+                    for k in range(nk):
+                        deep[j, k] &= bits[u + 1, j + 1, k + 1]
         for j in range(nj):
-            full[:] = one
-            if i < reach[0] or j < reach[1] or i + reach[0] >= ni or j + reach[1] >= nj:
-                full[:] = 0
-            else:
-                for u in range(i - reach[0], i + reach[0] + 1):
-                    for v in range(j - reach[1], j + reach[1] + 1):
-                        for k in range(nk):
-                            full[k] &= bits[u + 1, v + 1, k + 1]
+            full[:] = 0
+            if inside and j >= reach[1] and j + reach[1] < nj:
+                full[:] = one
+                for v in range(j - reach[1], j + reach[1] + 1):
+                    for k in range(nk):
+                        full[k] &= deep[v, k]
             run = 0  # full positions in a row, this one the last
             for k in range(nk + reach[2]):
                 run = run + 1 if k < nk and full[k] else 0

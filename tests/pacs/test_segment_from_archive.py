@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -77,6 +78,25 @@ def test_there_and_back(address: str, study: Path, model: str, tmp_path: Path, p
         assert (str(stored.StudyInstanceUID), str(stored.PatientID)) == (uid, str(_first(study).PatientID))
     assert np.array_equal(back.mask("liver"), mine.mask("liver"))
     assert mesh.volume_ml == pytest.approx(float(slice3d.surface(mine, "liver").volume_ml), rel=1e-3)
+
+
+def test_an_archive_as_a_cohort_is_fetched_once(
+    address: str, model: str, tmp_path: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = address.split("/studies/")[0]
+    call = ["batch", f"{root}?ModalitiesInStudy=CT", "--organ", "liver", "--model", model, "--memory", "3GiB", "--json"]
+    (tmp_path / "tmp").mkdir()
+    patch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    counts = []
+    for _ in range(2):
+        capsys.readouterr()
+        assert _call(patch, *call, "--dicom-seg", "--out", tmp_path / "out") == 0
+        counts.append(json.loads(capsys.readouterr().out))
+    assert [(c["done"], c["reused"], c["failed"]) for c in counts] == [(1, 0, 0), (0, 1, 0)]
+    (case,) = (tmp_path / "out" / "cases").iterdir()
+    assert {"segmentation.dcm", "liver.stl", "case.json"} <= {p.name for p in case.iterdir()}
+    assert [p for p in (tmp_path / "tmp").rglob("*") if "slice3d" in p.name or p.suffix == ".dcm"] == []
+    assert address.split("/studies/")[1] not in (tmp_path / "out" / "cohort.csv").read_text()
 
 
 def _instance(path: Path) -> str:

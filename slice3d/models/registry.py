@@ -63,7 +63,7 @@ def find(
     """The installed package that knows every structure in `organ`, for images of `modality` (`""`: not known).
 
     Of several, those come first that take an image of `size_mm` (some know crops alone), then those that have the
-    structures by that very name, then shipped packages, then by name; `model` names one. Raises `InputError` for an unknown
+    structures by that very name, then, for an image of known size, those made for crops, then shipped packages, then by name; `model` names one. Raises `InputError` for an unknown
     structure (listing what there is, with the nearest spelling) or an image of a modality no such model takes, and
     `ModelError` when `model` is not installed.
     """
@@ -83,12 +83,16 @@ def find(
             f"the image is {modality}, but {', '.join(organs)} can only be found in {' or '.join(takes)} by "
             f"{', '.join(c.name for c in able)}; use a {' or '.join(takes)} study or add a model for {modality}"
         )
-    return min(fitting, key=lambda c: (_too_large(c, size_mm), not _by_name(c, organs)))
+    return min(fitting, key=lambda c: (_too_large(c, size_mm), not _by_name(c, organs), not _for_crops(c, size_mm)))
 
 
 def _too_large(candidate: ModelPackage, size_mm: Sequence[float] | None) -> bool:
     limit = candidate.reliability.get("largest_field_of_view_mm")
     return limit is not None and size_mm is not None and max(size_mm) > float(limit)
+
+
+def _for_crops(candidate: ModelPackage, size_mm: Sequence[float] | None) -> bool:
+    return size_mm is not None and "largest_field_of_view_mm" in candidate.reliability
 
 
 def _by_name(candidate: ModelPackage, organs: Sequence[str]) -> bool:

@@ -20,8 +20,8 @@ LABELS = {1: "hippocampus_anterior", 2: "hippocampus_posterior"}
 GROUPS = {"hippocampus": (1, 2)}
 LICENCE = "CC-BY-SA-4.0"
 SOURCE = "Medical Segmentation Decathlon, Task04 Hippocampus (doi:10.1038/s41467-022-30695-9)"
-WINDOW = (48, 64, 48)
-"""What the shipped networks look at in one go, larger than the patch they learn on: a whole crop."""
+WINDOW = (32, 48, 32)
+"""What the shipped networks look at in one go: what they learn on. In 48 × 64 × 48, mostly padding, they fail."""
 
 
 @dataclass(frozen=True)

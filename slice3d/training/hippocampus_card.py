@@ -15,8 +15,8 @@ LARGEST_MM = 90.0
 """Crops of 24 to 59 mm were trained on; half as much again is let through."""
 
 WHILE_TRAINING = (
-    "These are the Dice of the last validation of each fold's training: its first 12 held-out cases, in tiles of the "
-    "training patch, without the average over mirror images that runs by default. `python -m benchmarks.accuracy --model "
+    "These are the Dice of the last validation of each fold's training: its first 12 held-out cases. "
+    "`python -m benchmarks.accuracy --model "
     "mr-hippocampus` scores all cases the way a user would. Expected Dice is not calibrated in this version."
 )
 
@@ -41,7 +41,6 @@ def package_facts(
         },
         scores=scores,
         reliability=_reliability(scores),
-        sampling={"mirror_axes": [0]},
         card=card_text(folds, scores),
     )
 

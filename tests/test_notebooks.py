@@ -48,6 +48,7 @@ def test_commands_in_notebooks_are_right(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=_id)
 def test_notebook_runs_from_a_clean_kernel(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib.font_manager  # its list of fonts, made once, not by each kernel
     from nbclient import NotebookClient
 
     # `../sample_data` and `../out`, as beside the repository's own folder of notebooks
@@ -56,6 +57,7 @@ def test_notebook_runs_from_a_clean_kernel(path: Path, tmp_path: Path, monkeypat
     (tmp_path / "sample_data").symlink_to(ROOT / "sample_data")
     for name, folder in (("XDG_CACHE_HOME", "cache"), ("IPYTHONDIR", "ipython"), ("JUPYTER_RUNTIME_DIR", "runtime")):
         monkeypatch.setenv(name, str(tmp_path / folder))
+    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # other tests want the cores that idle threads would keep busy
     # Dask opens a local port for its state, and says so when another test holds the one that it likes
     monkeypatch.setenv("PYTHONWARNINGS", "ignore:Port 8787 is already in use:UserWarning")

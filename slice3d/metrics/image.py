@@ -17,6 +17,7 @@ def mae(estimate: Volume, truth: Volume, *, mask: ArrayLike | None) -> float:
     """Mean absolute error inside `mask`, (1/n)·Σ|x − y|; None takes every voxel.
 
     Unit: that of the volumes (HU for CT). Range: 0…∞, lower is better. Empty mask: NaN.
+    Reference: Willmott and Matsuura, Climate Research 30 (2005) 79–82.
     """
     x, y = _values(estimate, truth, mask)
     return float(np.abs(x - y).mean()) if x.size else math.nan
@@ -27,6 +28,7 @@ def psnr(estimate: Volume, truth: Volume, *, data_range: float, mask: ArrayLike 
 
     `data_range` is stated, never guessed from the data: two volumes scored with different ranges cannot be compared.
     Unit: dB. Range: −∞…∞, higher is better; identical: ∞. Empty mask: NaN.
+    Reference: Huynh-Thu and Ghanbari, Electronics Letters 44 (2008) 800–801.
     """
     _check_range(data_range)
     x, y = _values(estimate, truth, mask)

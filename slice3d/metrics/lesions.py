@@ -81,7 +81,8 @@ def lesion_scores(
     pairs with IoU > `min_iou`, the one-to-one assignment with the largest sum of IoU (Hungarian method). From 0.5 up a
     lesion has at most one possible partner and the rule is that of panoptic quality; 0 accepts any overlap.
 
-    Units: none. Ranges: 0…1, higher is better. References: Kirillov et al., Panoptic segmentation, CVPR 2019;
+    Units: none. Ranges: 0…1, higher is better. Both empty: NaN. One empty or no overlap: 0.
+    References: Kirillov et al., Panoptic segmentation, CVPR 2019;
     Maier-Hein et al., Metrics reloaded, Nature Methods 21 (2024) 195–212. Raises `InputError` for bad settings.
     """
     if not 0 <= min_iou < 1:

@@ -52,7 +52,7 @@ def betti_numbers(mask: ArrayLike) -> Betti:
 
     b0 counts the parts, b2 the parts of the outside that do not reach beyond the array, and b1 = b0 + b2 − χ with the
     Euler characteristic χ of the union of closed voxel cubes (vertices − edges + faces − cubes). Units: none.
-    Empty: (0, 0, 0). Reference: Kong and Rosenfeld, CVGIP 48 (1989) 357–393.
+    Range: 0…∞, a description, none is better. Empty: (0, 0, 0). Reference: Kong and Rosenfeld, CVGIP 48 (1989) 357–393.
     """
     from scipy import ndimage
 
@@ -80,7 +80,7 @@ def euler_characteristic(mask: ArrayLike) -> int:
 
 
 def betti_errors(prediction: ArrayLike, reference: ArrayLike) -> Betti:
-    """Absolute differences of the Betti numbers. Unit: none. Range: 0…∞, lower is better; both empty: 0, 0, 0.
+    """Absolute differences of the Betti numbers. Unit: none. Range: 0…∞, lower is better; both empty: 0, 0, 0; one empty: the numbers of the other.
 
     Reference: Hu et al., Topology-preserving deep image segmentation, NeurIPS 2019 (there in patches, here whole).
     """

@@ -36,8 +36,8 @@ class BrainRecipe:
     coarse_steps: int = 1450
     coarse_schedule: int = 2000
     coarse_patch: Triple = (48, 64, 48)
-    fine_steps: int = 950
-    fine_schedule: int = 1500
+    fine_steps: int = 2000
+    fine_schedule: int = 2000
     fine_patch: Triple = (64, 80, 64)
     channels: tuple[int, ...] = (32, 64, 128, 192, 256)
     names: tuple[str, ...] = NAMES

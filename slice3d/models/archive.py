@@ -34,7 +34,7 @@ def unzip(archive: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with packed.open(entry) as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, zipfile.LargeZipFile) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise ModelError(f"{archive.name} is not a complete zip archive ({error}); download it again") from error
     except RuntimeError as error:  # zipfile's way of saying that a password is needed
         raise ModelError(f"{archive.name} cannot be unpacked ({error}); expected a zip without a password") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from slice3d.errors import InputError, Slice3DError
 from slice3d.metrics.distance import Convention
-from slice3d.metrics.table import OnGrid, evaluate, expected_structures
+from slice3d.metrics.table import OnGrid, expected_structures, listed, score
 from slice3d.progress import Progress, silent
 from slice3d.volume import Segmentation
 
@@ -43,35 +44,65 @@ def evaluate_cases(
     """Score many cases. Each is read when its turn comes, so that only one is in memory.
 
     cases: name → (function that reads the prediction, function that reads the reference). None instead of a prediction
-    is a missing one: every structure of the reference that has voxels is missed. Returns the rows of `evaluate`,
-    indexed by (case, structure), and the diagonal of the field of view in `field_of_view_mm`.
+    is a missing one: every structure of the reference that has voxels is missed. Every structure that any reference
+    names is scored in every case; where a reference does not name it, it is empty there. Returns the rows of
+    `evaluate`, indexed by (case, structure), and the diagonal of the field of view in `field_of_view_mm`.
     """
     import pandas as pd
 
     if not cases:
         raise InputError("no cases to evaluate; give at least one reference")
     settings = settings or CaseSettings()
-    tables = {}
-    for n, (case, (read_prediction, read_reference)) in enumerate(cases.items()):
-        try:
-            reference = read_reference()
-            prediction = read_prediction() if read_prediction else _nothing(reference)
-            table = evaluate(
-                prediction,
-                reference,
-                settings.structures or expected_structures(prediction, reference),
-                tolerance_mm=settings.tolerance_mm,
-                convention=settings.convention,
-                on_grid=settings.on_grid,
-            )
-        except Slice3DError as error:
-            if len(cases) > 1:
-                error.args = (f"case {case}: {error}",)
-            raise
-        table["field_of_view_mm"] = float(np.linalg.norm(reference.grid.size_mm))
-        tables[case] = table
+    tables: dict[str, pd.DataFrame] = {}
+    known: dict[str, None] = {}
+    for n, case in enumerate(cases):
+        with _named(case if len(cases) > 1 else ""):
+            prediction, reference = _read(*cases[case])
+            if reference.structures or len(cases) == 1:
+                expected = expected_structures(prediction, reference)
+                known |= dict.fromkeys(reference.structures)
+                if names := [name for name in settings.structures or expected if name in reference.structures]:
+                    tables[case] = _scored(prediction, reference, names, settings)
         progress("evaluate", (n + 1) / len(cases))
-    return pd.concat(tables, names=["case", "structure"])
+    wanted = list(settings.structures or known)
+    if missing := [name for name in wanted if name not in known]:
+        raise InputError(f"no structure {missing[0]!r} in the reference; it holds: {listed(known)}")
+    if not wanted:
+        raise InputError("no reference names a structure (empty masks?); expected at least one; check the files")
+    for case in cases:  # what other references name is empty in this one, and may have been invented there
+        done = tables.get(case)
+        left = wanted if done is None else [name for name in wanted if name not in done.index]
+        if left:
+            with _named(case):
+                more = _scored(*_read(*cases[case]), left, settings)
+            tables[case] = (more if done is None else pd.concat([done, more])).loc[wanted]
+    return pd.concat({case: tables[case] for case in cases}, names=["case", "structure"])
+
+
+@contextmanager
+def _named(case: str) -> Iterator[None]:
+    try:
+        yield
+    except Slice3DError as error:
+        if case:
+            error.args = (f"case {case}: {error}",)
+        raise
+
+
+def _read(read_prediction: Read | None, read_reference: Read) -> tuple[Segmentation, Segmentation]:
+    reference = read_reference()
+    return read_prediction() if read_prediction else _nothing(reference), reference
+
+
+def _scored(
+    prediction: Segmentation, reference: Segmentation, names: list[str], settings: CaseSettings
+) -> pd.DataFrame:
+    table = score(
+        prediction, reference, names, tolerance_mm=settings.tolerance_mm, convention=settings.convention,
+        on_grid=settings.on_grid,
+    )  # fmt: skip
+    table["field_of_view_mm"] = float(np.linalg.norm(reference.grid.size_mm))
+    return table
 
 
 def _nothing(reference: Segmentation) -> Segmentation:

@@ -44,17 +44,30 @@ def evaluate(
     Returns a table indexed by structure. Raises `GeometryError` when the grids differ, `InputError` for unknown
     structures, no structure in common, a negative tolerance or an unknown convention.
     """
+    names = _structures(prediction, reference, structures)
+    return score(prediction, reference, names, tolerance_mm=tolerance_mm, convention=convention, on_grid=on_grid)
+
+
+def score(
+    prediction: Segmentation,
+    reference: Segmentation,
+    names: list[str],
+    *,
+    tolerance_mm: float | Mapping[str, float] = 2.0,
+    convention: str | Convention = "mesh",
+    on_grid: OnGrid = "refuse",
+) -> pd.DataFrame:
+    """The table of `evaluate` for any names: one that either side does not name is empty there."""
     import pandas as pd
 
     settings = Convention.of(convention)
-    names = _structures(prediction, reference, structures)
     tolerances = _tolerances(tolerance_mm, names)
     labels = _on_reference_grid(prediction, reference, on_grid)
     pairs = Pairs.of(labels, reference.labels)
 
     def row(name: str, threads: int) -> dict[str, Any]:
-        values = prediction.values(name) if name in prediction.structures else ()
-        return _row(pairs.masks(values, reference.values(name)), reference.grid, tolerances[name], settings, threads)
+        values, reference_values = (s.values(name) if name in s.structures else () for s in (prediction, reference))
+        return _row(pairs.masks(values, reference_values), reference.grid, tolerances[name], settings, threads)
 
     if len(names) == 1:
         rows = [row(names[0], 2)]
@@ -77,7 +90,7 @@ def _structures(prediction: Segmentation, reference: Segmentation, wanted: Itera
         common = [name for name in known if name in prediction.structures]
         if not common and prediction.labels.any():
             raise InputError(
-                f"prediction names {_listed(prediction.structures)}; reference names {_listed(known)}; "
+                f"prediction names {listed(prediction.structures)}; reference names {listed(known)}; "
                 "expected at least one structure in common; rename one side"
             )
         return list(known)
@@ -86,11 +99,12 @@ def _structures(prediction: Segmentation, reference: Segmentation, wanted: Itera
         raise InputError("no structure to evaluate; name at least one, or leave `structures` out")
     for name in names:
         if name not in known:
-            raise InputError(f"no structure {name!r} in the reference; it holds: {_listed(known)}")
+            raise InputError(f"no structure {name!r} in the reference; it holds: {listed(known)}")
     return names
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first eight names, and how many there are."""
     names = list(names)
     return (", ".join(names[:8]) or "none") + (f", … {len(names)} in all" if len(names) > 8 else "")
 
@@ -99,7 +113,7 @@ def _tolerances(tolerance_mm: float | Mapping[str, float], names: list[str]) -> 
     if isinstance(tolerance_mm, Mapping):
         missing = [name for name in names if name not in tolerance_mm]
         if missing:
-            raise InputError(f"no tolerance for {_listed(missing)}; give one for each structure or one number for all")
+            raise InputError(f"no tolerance for {listed(missing)}; give one for each structure or one number for all")
         out = {name: float(tolerance_mm[name]) for name in names}
     else:
         out = dict.fromkeys(names, float(tolerance_mm))

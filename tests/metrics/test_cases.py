@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from slice3d.errors import InputError
 from slice3d.grid import Grid
 from slice3d.metrics import evaluate_cases, rank, ranking_plot, summarise
-from slice3d.metrics.cases import pair_names
+from slice3d.metrics.cases import CaseSettings, pair_names
 from slice3d.volume import Segmentation
 from tests.metrics.shapes import blobs
 
@@ -173,3 +173,22 @@ def test_an_empty_prediction_is_a_miss_and_errors_name_their_case():
         scores([reference, other], [reference, reference])
     with pytest.raises(InputError, match="reference names no structure"):
         scores([nothing], [nothing])
+
+
+def test_what_a_reference_does_not_name_may_be_invented_there():
+    """Label maps without names hold only the labels that occur: a healthy case has no tumour to name."""
+    ill = labels(3)
+    healthy = Segmentation(np.where(ill.labels == 2, 0, ill.labels), GRID, {1: ill.names[1]})
+    nothing = Segmentation(np.zeros(GRID.shape, np.uint8), GRID, {})
+    assert set(healthy.structures) < set(ill.structures)
+    table = scores([ill, ill, ill, nothing], [ill, healthy, nothing, nothing])
+    assert table["status"].unstack().loc[["case1", "case2", "case3"], ["liver", "tumour"]].to_numpy().tolist() == [
+        ["ok", "invented"],
+        ["invented", "invented"],
+        ["both empty", "both empty"],
+    ]
+    summary = summarise(table)
+    assert summary.loc[("tumour", "dice"), "mean"] == pytest.approx(1 / 3)
+    assert summary.loc[("tumour", "dice"), "invented"] == 2
+    with pytest.raises(InputError, match="no structure 'spleen' in the reference; it holds: liver"):
+        evaluate_cases({"a": (lambda: ill, lambda: healthy)}, settings=CaseSettings(structures=("spleen",)))

@@ -27,6 +27,7 @@ class Run:
     plan: Plan | None = None
     tiles: int = 0
     region: list[list[int]] | None = None
+    grey_values: dict[str, Any] | None = None
 
     def clock(self, name: str, start: float) -> None:
         """Add the time since `start` (of `time.perf_counter`) to a stage's seconds."""

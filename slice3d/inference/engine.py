@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from slice3d.errors import InputError
 from slice3d.inference import checks, memory, postprocess, reliability
-from slice3d.inference.case import Axes, Case, Run, moved, padded, permuted, permuted_floats, slab_axis, three
+from slice3d.inference.by_intensity import reduce_by_intensity
+from slice3d.inference.case import Case, Run, moved, padded, permuted, permuted_floats, slab_axis, three
 from slice3d.inference.census import Point, centres
 from slice3d.inference.decide import Decision, decision_for, label_type, names_of, only, wanted_structures
 from slice3d.inference.hardware import choose_device, choose_dtype, computing, cores
 from slice3d.inference.networks import Networks, flips, mirror_axes
-from slice3d.inference.prepare import Frame, make_frame, network_image
+from slice3d.inference.prepare import make_frame, network_image
 from slice3d.inference.reduce import Reducer, Tally, window
 from slice3d.inference.reduce_cells import CellReducer
 from slice3d.inference.region import Box, grown, locate
@@ -84,11 +85,11 @@ class Engine:
         run.clock("check", begin)
         # a step that belongs to the model may weigh structures against each other: it sees all of them
         own_steps = self.package.keep_largest if settings.postprocess is not False else ()
-        looked_for = self.package.structures if own_steps else wanted
+        looked_for = self.package.structures if own_steps or self.package.tissues else wanted
         with computing(settings.threads):
             labels, probabilities, tallies, places = self._run(volumes, looked_for, settings, run, progress)
         start = time.perf_counter()
-        if own_steps:
+        if looked_for is not wanted:
             postprocess.keep_largest(labels, own_steps)
             labels = only(labels, self.package, wanted)
             tallies = {name: tallies[name] for name in wanted}
@@ -131,6 +132,16 @@ class Engine:
         case = Case(frame, order, image, permuted(offset, order), settings, run, progress)
         decision = decision_for(self.package, wanted, settings)
         channels = [n for n, value in enumerate(decision.values) if value]
+        if self.package.tissues:
+            reducer, seen, run.grey_values = reduce_by_intensity(
+                self.networks, case, self._sweep(settings), volumes[0], labels, decision
+            )
+            return (
+                labels,
+                _probabilities(reducer, case, volumes[0]),
+                reducer.tallies,
+                centres(seen, case, volumes[0], self.package),
+            )
         box, census = locate(self.networks, case, channels)
         while True:
             reducer = self._refine(case, box, labels, decision)
@@ -139,10 +150,13 @@ class Engine:
                 break
             box = larger
             labels[...] = 0
-        probabilities = {n: freeze(_whole(f, frame, order, volumes[0])) for n, f in reducer.probability.items()}
         run.region = None if box is None else [[int(n) for n in corner] for corner in box]
         places = centres(census or reducer.census, case, volumes[0], self.package)
-        return labels, probabilities, reducer.tallies, places
+        return labels, _probabilities(reducer, case, volumes[0]), reducer.tallies, places
+
+    def _sweep(self, settings: InferenceSettings) -> Sweep:
+        overlap = self.package.sampling.overlap if settings.overlap is None else settings.overlap
+        return Sweep(overlap, flips(self.package, settings), self.networks.folds)
 
     def _refine(self, case: Case, box: Box | None, labels: NDArray[Any], decision: Decision) -> Reducer:
         """All tiles, flips and folds that reach the box, reduced to labels there (everywhere when box is None)."""
@@ -155,8 +169,7 @@ class Engine:
             for a, b, n, m, s in zip(low, high, shape, view.shape, steps, strict=True)
         ]
         settings = case.settings
-        overlap = self.package.sampling.overlap if settings.overlap is None else settings.overlap
-        sweep = Sweep(overlap, flips(self.package, settings), self.networks.folds)
+        sweep = self._sweep(settings)
         with ThreadPoolExecutor(settings.threads or cores()) as pool:
             kind = partial(CellReducer, pool=pool) if self.device.type == "cpu" else Reducer
             reducer = kind(
@@ -197,6 +210,7 @@ class Engine:
             "memory_budget_gib": round(run.plan.budget_gib, 2) if run.plan else None,
             "memory_planned_gib": round(run.plan.need_gib, 2) if run.plan else None,
             "expected_dice": expected,
+            **({"grey_values": run.grey_values} if run.grey_values else {}),
             "reliability": measured,
             "load_s": round(self.load_seconds, 3),
             "timings_s": dict(run.timings),
@@ -243,8 +257,11 @@ def _cached_engine(key: _Key, device: str | None, precision: Any, folds: tuple[i
     return Engine(key.package, InferenceSettings(device=device, precision=precision, folds=folds))
 
 
-def _whole(field: NDArray[Any], frame: Frame, order: Axes, volume: Volume) -> NDArray[Any]:
-    """A field of the looked-at box, slab axis first, on the study's grid; zero elsewhere."""
-    out = np.zeros(volume.grid.shape, field.dtype)
-    np.transpose(moved(out, frame), order)[...] = field
-    return out
+def _probabilities(reducer: Reducer, case: Case, volume: Volume) -> dict[str, NDArray[Any]]:
+    """Fields of the looked-at box, slab axis first, on the study's grid; zero elsewhere."""
+    fields = {}
+    for name, field in reducer.probability.items():
+        out = np.zeros(volume.grid.shape, field.dtype)
+        np.transpose(moved(out, case.frame), case.order)[...] = field
+        fields[name] = freeze(out)
+    return fields

@@ -109,6 +109,8 @@ def plan_case(networks: Networks, frame: Frame, *, slab: int, label_bytes: int, 
     image = voxels * 4 * channels
     half = max(frame.box_shape) * voxels / max(1, min(padded)) * 4
     host = label_bytes * (1 + 2 * len(settings.probabilities)) + image * 2 + half
+    if package.tissues:  # all scores in half precision, and a plane of the study's box at a time
+        host += voxels * classes * 2 + 4 * label_bytes / max(1, min(frame.box_shape)) * classes * 4
     per_tile = networks.activation_gib() + float(np.prod(patch)) * 4 * (channels + width * 0.5) / GIB
     budget = budget_gib(settings.memory_gib, networks.device)
     if networks.device.type == "cuda":

@@ -101,6 +101,15 @@ class KeepLargest:
 
 
 @dataclass(frozen=True)
+class Tissue:
+    """Channels that look alike in one image; components: Gaussians that describe how. The first tissue is background."""
+
+    name: str
+    labels: tuple[int, ...]
+    components: int = 1
+
+
+@dataclass(frozen=True)
 class ModelPackage:
     """An installed model. Everything but the weights is read; `folder` holds `model.json` and the weights files.
 
@@ -109,6 +118,7 @@ class ModelPackage:
     study's axes in the order k, j, i, then permuted by `transpose`). channels: one name per input image.
     regions: for sigmoid outputs, the label value each channel writes (0: none), later channels over earlier ones.
     threshold: raw score above which a sigmoid channel is there. keep_largest: steps that belong to the model.
+    tissues: where not empty, borders are put where the image's own grey values change (`inference.by_intensity`).
     """
 
     name: str
@@ -137,6 +147,7 @@ class ModelPackage:
     builtin: bool = False
     threshold: float = 0.0
     keep_largest: tuple[KeepLargest, ...] = ()
+    tissues: tuple[Tissue, ...] = ()
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -258,6 +269,7 @@ def parse_package(raw: Any, folder: Path, *, builtin: bool = False) -> ModelPack
         builtin=builtin,
         threshold=fields.number("threshold", 0.0),
         keep_largest=fields.keep_largest(),
+        tissues=fields.tissues(labels, len(channels)),
     )
 
 
@@ -334,6 +346,25 @@ class _Fields:
         if not all(step.connectivity in (1, 2, 3) and step.components >= 1 for step in steps):
             raise self.wrong("keep_largest", "connectivity 1, 2 or 3 and at least one component")
         return steps
+
+    def tissues(self, labels: dict[int, str], channels: int) -> tuple[Tissue, ...]:
+        value = self.raw.get("tissues", [])
+        expected = "objects with name, labels and components that share out background (0, first) and every label"
+        try:
+            tissues = tuple(Tissue(str(t["name"]), tuple(t["labels"]), int(t.get("components", 1))) for t in value)
+        except (TypeError, KeyError, ValueError) as error:
+            raise self.wrong("tissues", expected) from error
+        dealt = [label for tissue in tissues for label in tissue.labels]
+        if tissues and (
+            sorted(dealt) != [0, *sorted(labels)]
+            or sorted(labels) != list(range(1, len(labels) + 1))
+            or 0 not in tissues[0].labels
+            or min(tissue.components for tissue in tissues) < 1
+            or channels != 1
+            or self.raw.get("activation", "softmax") != "softmax"
+        ):
+            raise self.wrong("tissues", expected + ", one input channel and softmax")
+        return tissues
 
     def labels(self) -> dict[int, str]:
         try:

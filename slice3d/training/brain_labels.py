@@ -45,6 +45,26 @@ KEEP_LARGEST: tuple[dict[str, Any], ...] = (
 )
 """Of all that was found the largest piece is the head's brain; each compact structure is one piece."""
 
+_TISSUES: dict[str, tuple[str, ...]] = {
+    "white matter": ("cerebral_white_matter",), "grey matter": ("cerebral_cortex", "hippocampus", "amygdala"),
+    "fluid": ("lateral_ventricle", "third_ventricle", "fourth_ventricle"), "cerebellum": ("cerebellum",),
+    "thalamus": ("thalamus",), "striatum": ("caudate", "putamen", "accumbens"), "pallidum": ("pallidum",),
+    "stem": ("brainstem", "ventral_diencephalon"),
+}  # fmt: skip
+_MIXED = {"cerebellum": 2}
+TISSUES: tuple[dict[str, Any], ...] = (
+    {"name": "background", "labels": [0], "components": 4},
+    *(
+        {
+            "name": tissue,
+            "labels": [v for v, n in LABELS.items() if n.removesuffix("_left").removesuffix("_right") in names],
+            "components": _MIXED.get(tissue, 1),
+        }
+        for tissue, names in _TISSUES.items()
+    ),
+)
+"""What looks alike in one image, whatever the sequence; the cerebellum is grey and white matter in one."""
+
 _WHITE, _GREY, _FLUID = 1, 2, 3
 _FAMILY: dict[int, tuple[int, int, float]] = {
     2: (_WHITE, _WHITE, 0), 7: (_WHITE, _WHITE, 0), 16: (_WHITE, _GREY, 0.4), 28: (_WHITE, _GREY, 0.5),

@@ -20,7 +20,7 @@ class CardFacts:
     """What a package says about itself beyond its network.
 
     groups: structure name → label values whose union it is. training, scores, reliability, expected_intensity,
-    keep_largest: as in `model.json`. card: the text of README.md.
+    keep_largest, tissues: as in `model.json`. card: the text of README.md.
     """
 
     name: str
@@ -34,6 +34,7 @@ class CardFacts:
     expected_intensity: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     keep_largest: Sequence[Mapping[str, Any]] = ()
+    tissues: Sequence[Mapping[str, Any]] = ()
     card: str = ""
 
 
@@ -67,6 +68,7 @@ def export(checkpoint: Path | Sequence[Path], settings: TrainSettings, facts: Ca
         "activation": "softmax",
         "sampling": {"resampling": "average", "pad": "lowest", "overlap": 0.5, **facts.sampling},
         "keep_largest": [dict(step) for step in facts.keep_largest],
+        "tissues": [dict(tissue) for tissue in facts.tissues],
         "training": dict(facts.training),
         "scores": dict(facts.scores),
         "reliability": dict(facts.reliability),

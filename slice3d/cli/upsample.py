@@ -15,12 +15,19 @@ if TYPE_CHECKING:
 
 
 def upsample(
-    study: Annotated[Path, typer.Argument(help="The study: folder, file or .zip (DICOM, NIfTI, NRRD, MHA).")],
+    study: Annotated[
+        list[Path],
+        typer.Argument(
+            help="The study (folder, file or .zip: DICOM, NIfTI, NRRD, MHA), or several stacks of one body."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Volume to write (.nii.gz, .nrrd, .mha).")],
     spacing: Annotated[float, typer.Option("--spacing", help="Distance between slices to make, in mm.")] = 1.0,
     method: Annotated[
         str,
-        typer.Option("--method", help="auto, linear, bspline, lanczos, pretrained, selftrain, pretrained+selftrain."),
+        typer.Option(
+            "--method", help="auto, linear, bspline, lanczos, tv, pretrained, selftrain, pretrained+selftrain."
+        ),
     ] = "auto",
     profile: Annotated[str, typer.Option("--profile", help="Slice profile: gaussian, rect or estimate.")] = "gaussian",
     thickness: Annotated[
@@ -33,16 +40,18 @@ def upsample(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    """Estimate what lies between the slices of STUDY and write it to OUT; acquired slices are reproduced."""
+    """Estimate what lies between the slices of STUDY and write it to OUT; acquired slices are reproduced.
+
+    Several studies (axial, coronal, sagittal or oblique stacks) are registered and joined on the first one's lattice."""
     from slice3d import io
     from slice3d.superres import SliceProfile, UpsampleSettings
     from slice3d.superres import upsample as run
 
-    volume = io.load(study, series=series)
+    volumes = [io.load(path, series=series) for path in study]
     shape = profile if thickness is None else SliceProfile(profile, thickness)  # type: ignore[arg-type]
     with console.progress_bar(quiet or as_json) as progress:
         result = run(
-            volume,
+            volumes,
             spacing_mm=spacing,
             method=method,
             slice_profile=shape,

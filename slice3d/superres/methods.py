@@ -171,9 +171,18 @@ class _Ready:
         return out
 
 
+def _variation() -> Method:
+    from slice3d.superres.single import Variation
+
+    return Variation()
+
+
 METHODS: dict[str, Callable[[], Method]] = {
     **{name: partial(Interpolation, name) for name in BASELINES},
+    "tv": _variation,
     "selftrain": partial(Learning, "selftrain", shipped=False, trains=True),
     "pretrained": partial(Learning, "pretrained", shipped=True, trains=False),
     "pretrained+selftrain": partial(Learning, "pretrained+selftrain", shipped=True, trains=True),
 }
+# What joins several stacks.
+JOINING = ("tv",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from slice3d.superres.profile import (
 )
 from slice3d.volume import Volume
 
+Voxel = TypeVar("Voxel", bound=np.generic)
 MIN_SLICES = 4
 # Beyond this the gap holds more anatomy than the slices show.
 MAX_GAP = 3.0
@@ -54,7 +56,7 @@ class Stack:
         """Fine samples per slice."""
         return self.operator.slice_step_mm / self.operator.step_mm
 
-    def to_volume_axes(self, fine: NDArray[np.float32]) -> NDArray[np.float32]:
+    def to_volume_axes(self, fine: NDArray[Voxel]) -> NDArray[Voxel]:
         """(a, b, m) → the fine grid's axes."""
         return np.ascontiguousarray(np.moveaxis(fine, -1, self.axis))
 

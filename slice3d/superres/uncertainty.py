@@ -6,6 +6,7 @@ table then speaks for the real direction."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,3 +96,62 @@ def _depths(operator: SliceOperator) -> list[NDArray[np.bool_]]:
     distance = np.abs(operator.fine_mm[:, None] - operator.slices_mm[None, :]).min(axis=1) / operator.slice_step_mm
     which = np.clip(np.searchsorted(DEPTHS, distance, side="right") - 1, 0, len(DEPTHS) - 2)
     return [which == d for d in range(len(DEPTHS) - 1)]
+
+
+def calibrate_crossed(
+    stack: Stack, bounds: tuple[float, float]
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
+    """The expected error of a volume from several stacks, by how steep it is: (i, j, k) volume → standard deviation.
+
+    Within the planes of `stack` the truth is known: they are made thick along one in-plane axis and along the other, as
+    two crossed stacks would see them, joined again and compared. None when the planes are too small."""
+    from slice3d.superres.scene import Separable
+    from slice3d.superres.variation import Term, VariationSettings, reconstruct
+
+    low, size = bounds
+    chosen = np.unique(np.linspace(0, stack.slices.shape[2] - 1, _IMAGES).round().astype(int))
+    images = np.ascontiguousarray((stack.slices[..., chosen].transpose(2, 0, 1) - low) / size, dtype=np.float32)
+    terms, start = [], np.zeros_like(images)
+    for axis, spacing in enumerate(stack.in_plane_mm, start=1):
+        pixels = np.arange(images.shape[axis]) * spacing
+        step = stack.operator.slice_step_mm
+        centres = np.arange(step / 2, pixels[-1] - step / 2 + 1e-6, step)
+        if len(centres) < 6:
+            return None
+        thick = slice_operator(centres, pixels, stack.operator.profile)
+        matrices: list[NDArray[np.float32] | None] = [None, None, None]
+        matrices[axis] = np.ascontiguousarray(thick.matrix, dtype=np.float32)
+        projector = Separable(tuple(matrices), (0, 1, 2))
+        terms.append(Term(projector, projector.forward(images), None, step / spacing))
+        matrices[axis] = interpolate.bspline(centres, pixels).astype(np.float32)
+        start += Separable(tuple(matrices), (0, 1, 2)).forward(terms[-1].target) / 2
+    spacing_mm = (np.inf, *stack.in_plane_mm)
+    again = reconstruct(terms, start, spacing_mm, settings=VariationSettings(rounds=4))
+    q = steepness(again, (1, 2))
+    limits = np.unique(np.quantile(q, np.linspace(0, 1, BINS + 1)))
+    error = np.square(again - images)
+    if len(limits) < 3:
+        flat = np.float32(np.sqrt(error.mean()) * size)
+        return lambda image: np.full(image.shape, flat, dtype=np.float32)
+    place = np.clip(np.searchsorted(limits, q.ravel(), side="right") - 1, 0, len(limits) - 2)
+    count = np.maximum(np.bincount(place, minlength=len(limits) - 1), 1)
+    centres = np.maximum.accumulate(np.bincount(place, q.ravel(), len(limits) - 1) / count)
+    errors = np.sqrt(np.bincount(place, error.ravel(), len(limits) - 1) / count)
+
+    def look_up(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        out = np.interp(steepness((image - low) / size, (0, 1, 2)), centres, errors) * size
+        return out.astype(np.float32)
+
+    return look_up
+
+
+def steepness(image: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[np.float32]:
+    """Root mean square difference between neighbours along `axes`, averaged over three voxels along each."""
+    from scipy import ndimage
+
+    total = np.zeros_like(image)
+    for axis in axes:
+        total += np.square(np.gradient(image, axis=axis)).astype(np.float32) / len(axes)
+    around = ndimage.uniform_filter(total, [3 if n in axes else 1 for n in range(image.ndim)], mode="nearest")
+    out: NDArray[np.float32] = np.sqrt(np.maximum(around, 0))
+    return out

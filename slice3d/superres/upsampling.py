@@ -18,7 +18,7 @@ from slice3d.findings import Finding
 from slice3d.progress import Progress, silent
 from slice3d.superres.consistency import enforce, residual
 from slice3d.superres.interpolate import BASELINES
-from slice3d.superres.methods import METHODS, Fitted, Method, UpsampleSettings
+from slice3d.superres.methods import JOINING, METHODS, Fitted, Method, UpsampleSettings
 from slice3d.superres.profile import SliceOperator, SliceProfile
 from slice3d.superres.quality import Lines, hold_out, sharpness
 from slice3d.superres.stack import Stack, gap_finding, is_fine_enough, make_stack, through_plane_axis
@@ -34,7 +34,7 @@ CHECK_SHARE = 0.25
 
 
 def upsample(
-    volume: Volume,
+    volume: Volume | Sequence[Volume],
     *,
     spacing_mm: float = 1.0,
     method: str = "auto",
@@ -44,19 +44,23 @@ def upsample(
 ) -> Volume:
     """Estimate `volume` at `spacing_mm` along its slice normal; what was acquired is kept.
 
-    volume: one stack of slices. method: `"linear"`, `"bspline"`, `"lanczos"`, `"pretrained"`, `"selftrain"`,
-    `"pretrained+selftrain"` or `"auto"`. slice_profile: a `SliceProfile`, `"gaussian"` (default) or `"rect"` with the
+    volume: one stack of slices, or several stacks of the same anatomy in any directions (then `"tv"` joins them: the
+    first sets the frame and the lattice, the others are registered to it). method: `"linear"`, `"bspline"`,
+    `"lanczos"`, `"tv"`, `"pretrained"`, `"selftrain"`, `"pretrained+selftrain"` or `"auto"`. slice_profile: a `SliceProfile`, `"gaussian"` (default) or `"rect"` with the
     header's slice thickness, or `"estimate"`.
 
     Returns float32 on the slices' own in-plane lattice, finer along the normal, with `synthesised` (every plane that is
     not at an acquired position), `uncertainty` (standard deviation in units of the data) and findings that name the
     method, the consistency residual and the sharpness. Averaged over the slice profile, the result reproduces the
     acquired slices. A volume that is fine enough comes back as it is, with a finding. Raises `InputError` for what
-    cannot be super-resolved (fewer than 4 slices, NaN, an unknown method or profile), `ModelError` when the shipped
-    weights are missing."""
+    cannot be super-resolved (fewer than 4 slices, NaN, an unknown method or profile), `GeometryError` for stacks that
+    are sheared or do not overlap, `ModelError` when the shipped weights are missing."""
     settings = settings or UpsampleSettings()
     _check_arguments(spacing_mm, method, settings)
-    _check_volume(volume)
+    stacks = _as_stacks(volume)
+    if len(stacks) > 1:
+        return _join(stacks, spacing_mm, method, slice_profile, settings, progress)
+    volume = stacks[0]
     axis = settings.axis if settings.axis is not None else through_plane_axis(volume.grid)
     if axis is None or is_fine_enough(volume, spacing_mm, axis):
         return volume.with_findings([_already_fine(volume, spacing_mm)])
@@ -203,11 +207,41 @@ def _check_arguments(spacing_mm: float, method: str, settings: UpsampleSettings)
             raise MissingExtraError("no CUDA device found; use device='cpu' or 'auto'")
 
 
-def _check_volume(volume: Any) -> None:
-    if not isinstance(volume, Volume):
-        shape = getattr(volume, "shape", None)
-        what = type(volume).__name__ + (f" of shape {shape}" if shape is not None else "")
-        raise InputError(f"upsample was given {what}; expected one Volume (a 3D stack of slices); load it first")
+def _as_stacks(volumes: Any) -> tuple[Volume, ...]:
+    if isinstance(volumes, Volume):
+        return (volumes,)
+    if not isinstance(volumes, (list, tuple)) or not volumes or not all(isinstance(v, Volume) for v in volumes):
+        shape = getattr(volumes, "shape", None)
+        what = type(volumes).__name__ + (f" of shape {shape}" if shape is not None else "")
+        raise InputError(
+            f"upsample was given {what}; expected one Volume (a 3D stack of slices) or a list of several; load it first"
+        )
+    return tuple(volumes)
+
+
+def _join(
+    stacks: tuple[Volume, ...],
+    spacing_mm: float,
+    method: str,
+    profile: SliceProfile | str | None,
+    settings: UpsampleSettings,
+    progress: Progress,
+) -> Volume:
+    """Several stacks at once; `auto` takes the method that the benchmark found best for them."""
+    from slice3d.superres.several import upsample_stacks
+
+    chosen = JOINING[0] if method == "auto" else method
+    if chosen not in JOINING:
+        raise InputError(
+            f"method {method!r} takes one stack and was given {len(stacks)}; expected one of auto, {', '.join(JOINING)}"
+        )
+    joined = upsample_stacks(
+        stacks, spacing_mm=spacing_mm, method=chosen, profile=profile, settings=settings, progress=progress
+    )
+    if method != "auto":
+        return joined
+    text = f"method chosen: {chosen} (several stacks)"
+    return joined.with_findings([Finding("superres-method", text, "info", {"method": chosen})])
 
 
 def _already_fine(volume: Volume, spacing_mm: float) -> Finding:

@@ -266,7 +266,7 @@ def test_bad_volumes_are_refused_in_one_line():
     with pytest.raises(InputError, match=r"ndarray of shape \(4, 5, 6, 7\); expected one Volume"):
         upsample(np.zeros((4, 5, 6, 7)))
     with pytest.raises(InputError, match="given list; expected one Volume"):
-        upsample([thick_volume(slices), thick_volume(slices)])
+        upsample([thick_volume(slices), slices])
     volume = thick_volume(slices)
     affine = volume.grid.affine.copy()
     affine[:3, 2] += 0.5 * affine[:3, 0]

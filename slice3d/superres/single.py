@@ -1,0 +1,71 @@
+"""One stack by its profile and a prior on the volume: total variation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slice3d.progress import Progress, silent
+from slice3d.superres.interpolate import bspline
+from slice3d.superres.methods import Fitted, UpsampleSettings
+from slice3d.superres.profile import SliceOperator
+from slice3d.superres.scene import Separable
+from slice3d.superres.variation import Term, VariationSettings, reconstruct
+
+
+@dataclass(frozen=True)
+class Variation:
+    """The volume of least total variation whose averages over the profile are the slices."""
+
+    name: str = "tv"
+    learns: bool = False
+
+    def fit(
+        self,
+        slices: NDArray[np.float32],
+        in_plane_mm: tuple[float, float],
+        operator: SliceOperator,
+        settings: UpsampleSettings,
+        progress: Progress = silent,
+    ) -> Fitted:
+        """Nothing to learn; only the range of intensities is taken from (a, b, n) slices."""
+        return _Variation(in_plane_mm, bounds_of(slices), progress)
+
+
+@dataclass(frozen=True, eq=False)
+class _Variation:
+    in_plane_mm: tuple[float, float]
+    bounds: tuple[float, float]
+    progress: Progress
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def estimate(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
+        return self._solve(slices, operator, self.in_plane_mm)
+
+    def lines(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
+        return self._solve(slices, operator, (np.inf, max(self.in_plane_mm)))
+
+    def _solve(
+        self, slices: NDArray[np.float32], operator: SliceOperator, in_plane_mm: tuple[float, float]
+    ) -> NDArray[np.float32]:
+        low, size = self.bounds
+        spacing = (*in_plane_mm, operator.step_mm)
+        target = ((slices - low) / size).astype(np.float32)
+        start = np.ascontiguousarray(target @ bspline(operator.slices_mm, operator.fine_mm).T.astype(np.float32))
+        matrix = np.ascontiguousarray(operator.matrix, dtype=np.float32)
+        weight = operator.slice_step_mm / operator.step_mm
+        term = Term(Separable((None, None, matrix), (0, 1, 2)), target, None, weight)
+        # one stack leaves more to the prior than several do: more rounds
+        image = reconstruct([term], start, spacing, settings=VariationSettings(rounds=8), progress=self.progress)
+        image *= np.float32(size)
+        image += np.float32(low)
+        return image
+
+
+def bounds_of(slices: NDArray[np.float32]) -> tuple[float, float]:
+    """The 0.1st percentile of the intensities and how far the 99.9th is above it."""
+    low, high = np.percentile(slices[::2, ::2], [0.1, 99.9])
+    return float(low), float(max(high - low, 1e-6))

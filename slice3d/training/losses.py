@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -27,6 +28,8 @@ class PartialDiceCE(torch.nn.Module):
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """logits: (B, C, …). labels: (B, …) integers. Returns a scalar."""
+        if logits.device.type == "cpu" and int(labels.max()) < FIRST_PARTIAL:
+            return _DiceCE.apply(logits, labels, self.smooth)  # type: ignore[no-any-return,no-untyped-call]
         flat_logits = logits.movedim(1, -1).reshape(-1, self.classes).float()
         scores = flat_logits - torch.logsumexp(flat_logits, dim=1, keepdim=True)  # 4 × faster than log_softmax on CPU
         flat = labels.reshape(-1).long()
@@ -49,6 +52,48 @@ class PartialDiceCE(torch.nn.Module):
         present[0] = False
         dice = (2 * hits + self.smooth) / (sums + sizes + self.smooth)
         return 1 - dice[present].mean() if bool(present.any()) else sums.sum() * 0
+
+
+class _DiceCE(torch.autograd.Function):
+    """`PartialDiceCE` where every class is known, with its gradient written out.
+
+    On a CPU automatic differentiation passes over the scores of many classes a dozen times, a third of a training step;
+    here it is three times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, smooth: float) -> torch.Tensor:
+        classes = logits.shape[1]
+        share = torch.empty((labels.numel(), classes))  # torch's own softmax of so few values in a row takes longer
+        share.copy_(logits.movedim(1, -1).reshape(-1, classes))
+        share.sub_(share.amax(1, keepdim=True)).exp_()
+        share.mul_((share @ torch.ones(classes)).reciprocal_()[:, None])
+        truth = labels.reshape(-1, 1).long()
+        hit = share.gather(1, truth)
+        sums = share.sum(0)
+        hits, sizes = (
+            torch.zeros_like(sums).index_add(0, truth[:, 0], t) for t in (hit[:, 0], torch.ones_like(hit[:, 0]))
+        )
+        present = sizes > 0
+        present[0] = False
+        below = sums + sizes + smooth
+        count = max(1, int(present.sum()))
+        ctx.save_for_backward(share, truth, hit)
+        ctx.by_sum = torch.where(present, (2 * hits + smooth) / below**2 / count, 0)
+        ctx.by_hit = torch.where(present, -2 / below / count, 0)
+        ctx.shape, ctx.dtype = logits.movedim(1, -1).shape, logits.dtype
+        dice = ((2 * hits + smooth) / below)[present]
+        entropy = -hit.clamp_min(torch.finfo(torch.float32).tiny).log().mean()
+        return entropy + (1 - dice.mean() if len(dice) else 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        share, truth, hit = ctx.saved_tensors
+        mine = hit * ctx.by_hit[truth[:, 0], None]
+        common = 1 / len(share) - (share @ ctx.by_sum)[:, None] - mine
+        out = (share * common).addcmul_(share, ctx.by_sum)
+        out.scatter_add_(1, truth, mine - 1 / len(share)).mul_(gradients[0])
+        return out.to(ctx.dtype).reshape(ctx.shape).movedim(-1, 1), None, None
 
 
 class DeepSupervision(torch.nn.Module):

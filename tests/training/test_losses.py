@@ -51,3 +51,26 @@ def test_deep_supervision_weighs_finer_heads_more() -> None:
     }
     assert values["gg"] < values["gb"] < values["bg"] < values["bb"]
     assert np.isclose(float(loss(good, labels)), values["gg"])
+
+
+@given(seed=st.integers(0, 99), classes=st.integers(2, 7), missing=st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_gradient_written_out_is_that_of_automatic_differentiation(seed: int, classes: int, missing: bool) -> None:
+    from monai.losses import DiceLoss
+
+    source = torch.Generator().manual_seed(seed)
+    start = 3 * torch.randn(1, classes, 4, 5, 6, generator=source)
+    labels = torch.randint(0, classes - missing, (1, 4, 5, 6), generator=source)
+    labels[0, 0, 0, : classes - missing] = torch.arange(classes - missing)[:6]
+    found, expected = start.clone().requires_grad_(), start.clone().requires_grad_()
+    (2.5 * PartialDiceCE(classes)(found, labels)).backward()
+    dice = DiceLoss(
+        include_background=False, softmax=True, to_onehot_y=True, smooth_nr=20.0, smooth_dr=20.0, reduction="none"
+    )
+    each = dice(expected, labels[:, None]).reshape(-1)
+    present = torch.tensor([bool((labels == c).any()) for c in range(1, classes)])
+    loss = torch.nn.functional.cross_entropy(expected, labels)
+    (2.5 * (loss + (each[present].mean() if bool(present.any()) else 0.0))).backward()
+    assert found.grad is not None
+    assert expected.grad is not None
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-7)

@@ -184,8 +184,12 @@ def run(
 
 
 def _segmentation_key(identity: str, volume: Volume, settings: RunSettings) -> str:
+    from slice3d import models
+
     package = _package(settings.organs, settings.model, volume)
-    return reuse.segmentation_key(identity, package.sha256, _structures(settings.organs, package), settings.inference)
+    return reuse.segmentation_key(
+        identity, models.identity(package), _structures(settings.organs, package), settings.inference
+    )
 
 
 def _package(organs: Sequence[str], model: str | None, volume: Volume | None = None) -> ModelPackage:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from slice3d.errors import InputError
 from slice3d.inference import checks, memory, postprocess, reliability
 from slice3d.inference.by_intensity import reduce_by_intensity
+from slice3d.inference.cascade import refined
 from slice3d.inference.case import Case, Run, moved, padded, permuted, permuted_floats, slab_axis, three
 from slice3d.inference.census import Point, centres
 from slice3d.inference.decide import Decision, decision_for, label_type, names_of, only, wanted_structures
@@ -31,6 +32,7 @@ from slice3d.inference.reduce_cells import CellReducer
 from slice3d.inference.region import Box, grown, locate
 from slice3d.inference.settings import InferenceSettings
 from slice3d.inference.sweep import Sweep, planes
+from slice3d.models import registry
 from slice3d.models.package import ModelPackage
 from slice3d.progress import Progress, silent
 from slice3d.volume import Segmentation, Volume, freeze
@@ -60,6 +62,7 @@ class Engine:
         start = time.perf_counter()
         self.networks = Networks(package, folds, self.device, self.dtype)
         self.load_seconds = time.perf_counter() - start
+        self._others: dict[str, Engine] = {}
 
     def predict(
         self,
@@ -102,6 +105,10 @@ class Engine:
             result = postprocess.clean(result, wanted)
         run.clock("postprocess", start)
         start = time.perf_counter()
+        if self.package.refinements and settings.postprocess is not False:
+            result = refined(result, volumes[0], self.package.refinements, run.grey_values or {}, self._other)
+        run.clock("refine", start)
+        start = time.perf_counter()
         measured = reliability.measure(tallies, self.package)
         ranges = self.package.reliability.get("volume_ml")
         findings += reliability.check_result(result, wanted, measured, places, ranges_ml=ranges)
@@ -110,8 +117,15 @@ class Engine:
         return replace(
             result,
             findings=(*result.findings, *findings),
-            metadata=self._metadata(wanted, measured, run, settings),
+            metadata={**result.metadata, **self._metadata(wanted, measured, run, settings)},
         )
+
+    def _other(self, model: str, volume: Volume, structure: str) -> Segmentation:
+        """What another package finds; loaded on first use, kept warm beside this one."""
+        if model not in self._others:
+            settings = replace(self.settings, folds=None, probabilities=(), allow_unexpected_input=False)
+            self._others[model] = Engine(registry.package(model), settings)
+        return self._others[model].predict(volume, structures=[structure])
 
     def _run(
         self,

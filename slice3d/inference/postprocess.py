@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from slice3d import anatomy
 from slice3d.findings import Finding
-from slice3d.models.package import KeepLargest
+from slice3d.models.own_steps import KeepLargest
 from slice3d.volume import Segmentation, freeze
 
 _FRAGMENT_SHARE = 0.01

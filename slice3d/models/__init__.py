@@ -1,7 +1,7 @@
 """Model packages: what is installed, what it can find, and (in `networks`) how it becomes a network."""
 
 from slice3d.models.package import Intensity, ModelPackage, Sampling, Weights, read_package
-from slice3d.models.registry import cache_folder, find, package, packages
+from slice3d.models.registry import cache_folder, find, identity, package, packages
 
 __all__ = [
     "Intensity",
@@ -10,6 +10,7 @@ __all__ = [
     "Weights",
     "cache_folder",
     "find",
+    "identity",
     "package",
     "packages",
     "read_package",

@@ -7,13 +7,15 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from slice3d import anatomy
 from slice3d.errors import ModelError
+from slice3d.models import own_steps
+from slice3d.models.own_steps import KeepLargest, Refinement, Tissue
 
 FORMAT = "slice3d-model/1"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -87,29 +89,6 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class KeepLargest:
-    """A step after the network: only the largest `components` components of labels stay, as in MONAI's transform.
-
-    labels: label values (None: all). independent: each label by itself rather than their union. connectivity: 1 (faces),
-    2 (edges) or 3 (corners touch).
-    """
-
-    labels: tuple[int, ...] | None = None
-    independent: bool = True
-    connectivity: int = 3
-    components: int = 1
-
-
-@dataclass(frozen=True)
-class Tissue:
-    """Channels that look alike in one image; components: Gaussians that describe how. The first tissue is background."""
-
-    name: str
-    labels: tuple[int, ...]
-    components: int = 1
-
-
-@dataclass(frozen=True)
 class ModelPackage:
     """An installed model. Everything but the weights is read; `folder` holds `model.json` and the weights files.
 
@@ -119,6 +98,7 @@ class ModelPackage:
     regions: for sigmoid outputs, the label value each channel writes (0: none), later channels over earlier ones.
     threshold: raw score above which a sigmoid channel is there. keep_largest: steps that belong to the model.
     tissues: where not empty, borders are put where the image's own grey values change (`inference.by_intensity`).
+    refinements: structures that another package draws better once this one has found them (`inference.cascade`).
     """
 
     name: str
@@ -148,6 +128,7 @@ class ModelPackage:
     threshold: float = 0.0
     keep_largest: tuple[KeepLargest, ...] = ()
     tissues: tuple[Tissue, ...] = ()
+    refinements: tuple[Refinement, ...] = ()
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -268,8 +249,9 @@ def parse_package(raw: Any, folder: Path, *, builtin: bool = False) -> ModelPack
         origin=str(raw.get("origin", "native")),
         builtin=builtin,
         threshold=fields.number("threshold", 0.0),
-        keep_largest=fields.keep_largest(),
-        tissues=fields.tissues(labels, len(channels)),
+        keep_largest=own_steps.keep_largest(raw, fields.wrong),
+        tissues=own_steps.tissues(raw, fields.wrong, labels, len(channels)),
+        refinements=own_steps.refinements(raw, fields.wrong, labels),
     )
 
 
@@ -329,42 +311,6 @@ class _Fields:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise self.wrong(field, "a number")
         return float(value)
-
-    def keep_largest(self) -> tuple[KeepLargest, ...]:
-        value = self.raw.get("keep_largest", [])
-        if not isinstance(value, list) or not all(
-            isinstance(entry, dict) and set(entry) <= set(KeepLargest.__dataclass_fields__) for entry in value
-        ):
-            raise self.wrong("keep_largest", f"a list of objects with {', '.join(KeepLargest.__dataclass_fields__)}")
-        try:
-            steps = tuple(
-                replace(KeepLargest(**entry), labels=None if entry.get("labels") is None else tuple(entry["labels"]))
-                for entry in value
-            )
-        except TypeError as error:
-            raise self.wrong("keep_largest", "lists of label values in `labels`") from error
-        if not all(step.connectivity in (1, 2, 3) and step.components >= 1 for step in steps):
-            raise self.wrong("keep_largest", "connectivity 1, 2 or 3 and at least one component")
-        return steps
-
-    def tissues(self, labels: dict[int, str], channels: int) -> tuple[Tissue, ...]:
-        value = self.raw.get("tissues", [])
-        expected = "objects with name, labels and components that share out background (0, first) and every label"
-        try:
-            tissues = tuple(Tissue(str(t["name"]), tuple(t["labels"]), int(t.get("components", 1))) for t in value)
-        except (TypeError, KeyError, ValueError) as error:
-            raise self.wrong("tissues", expected) from error
-        dealt = [label for tissue in tissues for label in tissue.labels]
-        if tissues and (
-            sorted(dealt) != [0, *sorted(labels)]
-            or sorted(labels) != list(range(1, len(labels) + 1))
-            or 0 not in tissues[0].labels
-            or min(tissue.components for tissue in tissues) < 1
-            or channels != 1
-            or self.raw.get("activation", "softmax") != "softmax"
-        ):
-            raise self.wrong("tissues", expected + ", one input channel and softmax")
-        return tissues
 
     def labels(self) -> dict[int, str]:
         try:

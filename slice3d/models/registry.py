@@ -56,6 +56,13 @@ def package(name: str, *, folder: Path | None = None) -> ModelPackage:
     )
 
 
+def identity(wanted: ModelPackage, *, folder: Path | None = None) -> str:
+    """What a result of this package depends on: its weights and those of installed packages that refine its result."""
+    installed = packages(folder=folder) if wanted.refinements else {}
+    others = {r.model: installed[r.model].sha256 for r in wanted.refinements if r.model in installed}
+    return "+".join([wanted.sha256, *(others[name] for name in sorted(others))])
+
+
 def find(
     organ: str | Sequence[str], *, modality: str = "", size_mm: Sequence[float] | None = None, model: str | None = None,
     folder: Path | None = None,

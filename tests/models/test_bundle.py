@@ -26,7 +26,8 @@ from slice3d.models.bundle import _labels
 from slice3d.models.bundle_steps import after, intensity, spacing
 from slice3d.models.install import AddSettings, add
 from slice3d.models.loading import load_network
-from slice3d.models.package import KeepLargest, Sampling
+from slice3d.models.own_steps import KeepLargest
+from slice3d.models.package import Sampling
 from slice3d.progress import silent
 from slice3d.volume import Volume, freeze
 from tests.inference.builders import oblique_volume, random_network, write_package

@@ -1,6 +1,7 @@
 """Super-resolution against a known truth: thick slices are simulated from near-isotropic volumes and estimated again.
 
     python benchmarks/superres.py [--quick] [--cases NAME …] [--methods NAME …] [--protocols 4+1 …] [--minutes 4]
+    python benchmarks/superres.py --stacks [--motion] …      axial, coronal and sagittal stacks joined
 
 Slices: Gaussian profile, FWHM = thickness; `4+1` is 4 mm thick with a gap of 1 mm. Truth: the voxels of the volume
 itself, at its own spacing. PSNR: 20·log10(range / RMSE) over the body mask, range = 0.1st to 99.9th percentile of the
@@ -9,6 +10,11 @@ mask: of the truth, `slice3d.superres.quality.body_mask`. False detail: see `sli
 Coverage: share of the mask in which the error is below twice the uncertainty. Structures: bone (above 250 HU) and
 lung (below −500 HU in the body) by threshold, in the estimate against the truth. Results are merged into
 benchmarks/results/superres.json by case.
+
+Three stacks are simulated from the same volume along its three axes; gain is over the best of the three single-stack
+B-splines. With `--motion` the anatomy is, before the coronal and the sagittal stack, shifted by 2 mm in a random
+direction and turned by 3° about a random axis through the centre (cubic spline), and headers do not know: rows are the
+result, the motion ignored, and the true motion given.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import json
 import os
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +33,11 @@ from slice3d import io
 from slice3d.grid import Grid
 from slice3d.superres import SliceProfile, UpsampleSettings, slice_operator, upsample
 from slice3d.superres.interpolate import BASELINES
+from slice3d.superres.methods import JOINING
 from slice3d.superres.profile import fine_positions
 from slice3d.superres.quality import body_mask, false_detail
+from slice3d.superres.scene import rigid
+from slice3d.superres.several import by_variation, prepare
 from slice3d.volume import Volume
 
 DATA = Path(os.environ.get("SLICE3D_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -39,7 +49,9 @@ CASES = {
     "ct-s0009": ("ct-torso/labelled/s0009/ct.nii.gz", "CT"),
 }
 PROTOCOLS = {"4+1": (4.0, 1.0), "4+0": (4.0, 0.0), "5+1": (5.0, 1.0), "5+0": (5.0, 0.0)}
-METHODS = ("linear", "bspline", "lanczos", "pretrained", "selftrain", "pretrained+selftrain")
+# Seeds of the motion of the coronal and the sagittal stack.
+SEEDS = (0, 1)
+METHODS = ("linear", "bspline", "lanczos", "tv", "pretrained", "selftrain", "pretrained+selftrain", "implicit")
 
 
 def simulate(truth: Volume, thickness: float, gap: float) -> tuple[Volume, np.ndarray]:
@@ -94,7 +106,7 @@ def structures(estimate: np.ndarray, truth: np.ndarray, mask: np.ndarray, grid: 
     return out
 
 
-def run(name: str, protocol: str, methods: list[str], minutes: float, quick: bool) -> dict:
+def truth_of(name: str, quick: bool) -> Volume:
     path, modality = CASES[name]
     volume = io.load(DATA / path)
     data = np.asarray(volume.data)
@@ -105,7 +117,12 @@ def run(name: str, protocol: str, methods: list[str], minutes: float, quick: boo
         stop = [min(n, m + 60) for n, m in zip(data.shape[:2], middle, strict=True)]
         data = data[start[0] : stop[0], start[1] : stop[1]]
         grid = grid.crop((*start, 0), (*stop, data.shape[2]))
-    truth = Volume(data, grid, modality)
+    return Volume(data, grid, modality)
+
+
+def run(name: str, protocol: str, methods: list[str], minutes: float, quick: bool) -> dict:
+    truth = truth_of(name, quick)
+    grid, modality = truth.grid, truth.modality
     thickness, gap = PROTOCOLS[protocol]
     slices, kept = simulate(truth, thickness, gap)
     h, step = grid.spacing_mm[2], thickness + gap
@@ -144,6 +161,93 @@ def run(name: str, protocol: str, methods: list[str], minutes: float, quick: boo
     return {"shape": list(kept.shape), "spacing_mm": list(grid.spacing_mm), "quick": quick, "methods": rows}
 
 
+def stack_along(truth: Volume, axis: int, thickness: float, gap: float, pose: np.ndarray, centre: np.ndarray) -> Volume:
+    """Thick slices of `truth` along one of its axes; its header does not know the pose."""
+    from scipy import ndimage
+
+    grid, step = truth.grid, thickness + gap
+    h = grid.spacing_mm[axis]
+    data = np.asarray(truth.data, dtype=np.float32)
+    if pose.any():
+        index = np.linalg.inv(grid.affine) @ rigid(pose, centre) @ grid.affine
+        data = ndimage.affine_transform(
+            data, index[:3, :3], offset=index[:3, 3], order=3, mode="nearest", output=np.float32
+        )
+    first = int(np.ceil(step / 2 / h))
+    positions = (np.arange(grid.shape[axis]) - first) * h
+    centres = np.arange(int((positions[-1] - step / 2) // step) + 1) * step
+    operator = slice_operator(centres, positions, SliceProfile("gaussian", thickness))
+    thick = np.ascontiguousarray(np.moveaxis(operator.forward(np.moveaxis(data, axis, -1)), -1, axis))
+    affine = grid.affine.copy()
+    affine[:3, 3] = grid.to_world(np.eye(3)[axis] * first)
+    affine[:3, axis] = grid.directions[:, axis] * step
+    return Volume(thick, Grid(thick.shape, affine), truth.modality, {"SliceThickness": thickness})
+
+
+def random_pose(seed: int, shift_mm: float = 2.0, turn_deg: float = 3.0) -> np.ndarray:
+    a, b = np.random.default_rng(seed).normal(size=(2, 3))
+    return np.concatenate([np.deg2rad(turn_deg) * a / np.linalg.norm(a), shift_mm * b / np.linalg.norm(b)])
+
+
+def pose_error(found: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    from scipy.spatial.transform import Rotation
+
+    turn = Rotation.from_rotvec(found[:3]) * Rotation.from_rotvec(true[:3]).inv()
+    return {"mm": float(np.linalg.norm(found[3:] - true[3:])), "deg": float(np.rad2deg(turn.magnitude()))}
+
+
+def run_stacks(name: str, protocol: str, methods: list[str], minutes: float, quick: bool, motion: bool) -> dict:
+    truth = truth_of(name, quick)
+    thickness, gap = PROTOCOLS[protocol]
+    axial, kept = simulate(truth, thickness, gap)
+    h, step = truth.grid.spacing_mm[2], thickness + gap
+    mask = body_mask(kept, ct=truth.modality == "CT")
+    fine = upsample(axial, spacing_mm=h, method="linear").grid
+    centre = fine.to_world((np.array(fine.shape) - 1) / 2)
+    poses = [np.zeros(6), *(random_pose(seed) if motion else np.zeros(6) for seed in SEEDS)]
+    stacks = [
+        axial,
+        *(stack_along(truth, a, thickness, gap, p, centre) for a, p in zip((1, 0), poses[1:], strict=True)),
+    ]
+    start = round(float(truth.grid.to_index(fine.origin_mm)[2]))
+    bases = []
+    for axis, pose in zip((2, 1, 0), np.zeros((3, 6)), strict=True):
+        still = stack_along(truth, axis, thickness, gap, pose, centre)
+        first = np.round(truth.grid.to_index(still.grid.origin_mm)[axis]) * truth.grid.spacing_mm[axis]
+        positions = np.arange(truth.grid.shape[axis]) * truth.grid.spacing_mm[axis] - first
+        weights = BASELINES["bspline"](np.arange(still.grid.shape[axis]) * step, positions).astype(np.float32)
+        spline = np.moveaxis(np.moveaxis(still.data, axis, -1) @ weights.T, -1, axis)
+        bases.append(scores(spline[..., start : start + kept.shape[2]], kept, mask, h, step))
+    base = max(bases, key=lambda row: row["psnr_db"])
+    label = "three stacks, moved" if motion else "three stacks"
+    rows = {f"bspline without consistency, best of {label}": base}
+
+    def add(what: str, data: np.ndarray, **more: object) -> None:
+        row = scores(data, kept, mask, h, step)
+        rows[f"{what}, {label}"] = {**row, "gain_db": row["psnr_db"] - base["psnr_db"], **more}
+        print(f"{name} {protocol} {what}, {label}: gain {row['psnr_db'] - base['psnr_db']:+.2f}", more, flush=True)
+
+    for method in methods:
+        begin = time.perf_counter()
+        result = upsample(stacks, spacing_mm=h, method=method, settings=UpsampleSettings(minutes=minutes))
+        seconds = round(time.perf_counter() - begin, 1)
+        facts = next(f.details for f in result.findings if f.code == "superres")
+        error = np.abs(result.data - kept)[mask]
+        found = [{k: row[k] for k in ("moved_mm", "turned_deg", "consistency_rms")} for row in facts["stacks"]]
+        coverage = float(np.mean(error < 2 * result.uncertainty[mask]))
+        more = {"structures": structures(result.data, kept, mask, result.grid)} if truth.modality == "CT" else {}
+        add(method, result.data, seconds=seconds, coverage=coverage, stacks=found, **more)
+    if motion:
+        scene = prepare(stacks, spacing_mm=h, profile=None, settings=UpsampleSettings())
+        errors = [pose_error(view.pose, pose) for view, pose in zip(scene.views[1:], poses[1:], strict=True)]
+        rows[f"{methods[0]}, {label}"]["pose_errors"] = errors
+        for what, given in (("tv, motion ignored", np.zeros((3, 6))), ("tv, true motion given", poses)):
+            views = [replace(view, pose=pose) for view, pose in zip(scene.views, given, strict=True)]
+            add(what, by_variation(replace(scene, views=views)))
+        print(errors, flush=True)
+    return {"shape": list(kept.shape), "spacing_mm": list(truth.grid.spacing_mm), "quick": quick, "methods": rows}
+
+
 def machine() -> dict[str, object]:
     import torch
 
@@ -162,6 +266,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--protocols", nargs="*", choices=PROTOCOLS, default=None)
     parser.add_argument("--minutes", type=float, default=None)
+    parser.add_argument("--stacks", action="store_true", help="join three stacks (methods: tv, implicit)")
+    parser.add_argument("--motion", action="store_true", help="with --stacks: move the second and the third")
     parser.add_argument("--note", default="", help="what else was running on the machine")
     arguments = parser.parse_args()
     cases = arguments.cases or (list(CASES)[:2] if arguments.quick else list(CASES))
@@ -172,7 +278,11 @@ def main() -> None:
     stored["machine"] = machine()
     for case in cases:
         for protocol in protocols:
-            fresh = run(case, protocol, arguments.methods, minutes, arguments.quick)
+            if arguments.stacks:
+                joining = [m for m in arguments.methods if m in JOINING]
+                fresh = run_stacks(case, protocol, joining, minutes, arguments.quick, arguments.motion)
+            else:
+                fresh = run(case, protocol, arguments.methods, minutes, arguments.quick)
             fresh["note"] = arguments.note
             old = stored["cases"].setdefault(case, {}).get(protocol, {"methods": {}})
             fresh["methods"] = {**old["methods"], **fresh["methods"]}

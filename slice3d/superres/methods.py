@@ -177,12 +177,19 @@ def _variation() -> Method:
     return Variation()
 
 
+def _implicit() -> Method:
+    from slice3d.superres.single import Implicit
+
+    return Implicit()
+
+
 METHODS: dict[str, Callable[[], Method]] = {
     **{name: partial(Interpolation, name) for name in BASELINES},
     "tv": _variation,
     "selftrain": partial(Learning, "selftrain", shipped=False, trains=True),
     "pretrained": partial(Learning, "pretrained", shipped=True, trains=False),
     "pretrained+selftrain": partial(Learning, "pretrained+selftrain", shipped=True, trains=True),
+    "implicit": _implicit,
 }
-# What joins several stacks.
-JOINING = ("tv",)
+# What joins several stacks; the first is what `auto` takes.
+JOINING = ("tv", "implicit")

@@ -19,7 +19,7 @@ from slice3d.superres.methods import UpsampleSettings
 from slice3d.superres.motion import movement, register, terms_of
 from slice3d.superres.profile import SliceProfile
 from slice3d.superres.scene import Image, Turned, View, coarser, resampled, slices_last, view_of
-from slice3d.superres.single import bounds_of
+from slice3d.superres.single import bounds_of, network_minutes
 from slice3d.superres.stack import Stack, gap_finding, make_stack, through_plane_axis
 from slice3d.superres.uncertainty import calibrate_crossed
 from slice3d.superres.variation import VariationSettings, agree, reconstruct
@@ -67,6 +67,8 @@ def upsample_stacks(
     scene = prepare(volumes, spacing_mm=spacing_mm, profile=profile, settings=settings, progress=progress)
     image = by_variation(scene, progress)
     facts: dict[str, Any] = {"method": method}
+    if method == "implicit":
+        image, facts["training_steps"] = by_network(scene, image, settings, start, progress)
     return _result(scene, image, facts, start)
 
 
@@ -126,6 +128,22 @@ def by_variation(scene: Scene, progress: Progress = silent) -> Image:
     image *= np.float32(size)
     image += np.float32(low)
     return image
+
+
+def by_network(
+    scene: Scene, image: Image, settings: UpsampleSettings, begin: float, progress: Progress = silent
+) -> tuple[Image, int]:
+    """A coordinate network fitted to all stacks, starting from `image`, and how many steps it took."""
+    from slice3d.superres.implicit import FieldSettings, fit_field
+
+    low, size = scene.bounds
+    chosen = FieldSettings(
+        minutes=network_minutes(settings, begin, image.size), steps=settings.steps, seed=settings.seed
+    )
+    start = ((image - low) / size).astype(np.float32)
+    field, steps = fit_field(scene.views, scene.lattice, scene.bounds, start, settings=chosen, progress=progress)
+    made = agree(terms_of(scene.views, scene.lattice, scene.bounds), field.render(progress), steps=4)
+    return made * np.float32(size) + np.float32(low), steps
 
 
 def _first(scene: Scene) -> Image:

@@ -1,19 +1,24 @@
-"""One stack by its profile and a prior on the volume: total variation."""
+"""One stack by its profile and a prior on the volume: total variation, alone or with a coordinate network."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slice3d.grid import Grid
 from slice3d.progress import Progress, silent
 from slice3d.superres.interpolate import bspline
 from slice3d.superres.methods import Fitted, UpsampleSettings
 from slice3d.superres.profile import SliceOperator
-from slice3d.superres.scene import Separable
+from slice3d.superres.scene import Separable, View
 from slice3d.superres.variation import Term, VariationSettings, reconstruct
+
+# Rendering ten million voxels on two cores.
+RENDER_MINUTES = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,57 @@ class _Variation:
         image *= np.float32(size)
         image += np.float32(low)
         return image
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """A coordinate network that starts from the volume of least total variation."""
+
+    name: str = "implicit"
+    learns: bool = True
+
+    def fit(
+        self,
+        slices: NDArray[np.float32],
+        in_plane_mm: tuple[float, float],
+        operator: SliceOperator,
+        settings: UpsampleSettings,
+        progress: Progress = silent,
+    ) -> Fitted:
+        """Fit the network to these slices, within the time budget."""
+        from slice3d.superres.implicit import FieldSettings, fit_field
+
+        begin = time.perf_counter()
+        bounds = bounds_of(slices)
+        variation = _Variation(in_plane_mm, bounds, progress)
+        start = (variation.estimate(slices, operator) - bounds[0]) / bounds[1]
+        lattice = Grid.from_spacing(start.shape, (*in_plane_mm, operator.step_mm))
+        view = View(slices, operator, lattice, np.zeros(3))
+        left = network_minutes(settings, begin, start.size)
+        chosen = FieldSettings(minutes=left, steps=settings.steps, seed=settings.seed)
+        field_, steps = fit_field([view], lattice, bounds, start, settings=chosen, progress=progress)
+        image = field_.render(progress) * np.float32(bounds[1]) + np.float32(bounds[0])
+        return _Rendered(image, variation, {"training_steps": steps})
+
+
+@dataclass(frozen=True, eq=False)
+class _Rendered:
+    image: NDArray[np.float32]
+    variation: _Variation
+    facts: dict[str, Any]
+
+    def estimate(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
+        return self.image
+
+    def lines(self, slices: NDArray[np.float32], operator: SliceOperator) -> NDArray[np.float32]:
+        # the network knows its own stack only; its prior, and by measurement its error, is total variation's
+        return self.variation.lines(slices, operator)
+
+
+def network_minutes(settings: UpsampleSettings, begin: float, voxels: int) -> float:
+    """What is left for fitting a network since `begin`, after the time to render that many voxels."""
+    left = settings.minutes - (time.perf_counter() - begin) / 60 - RENDER_MINUTES * voxels / 1e7
+    return max(left, 0.2 * settings.minutes)
 
 
 def bounds_of(slices: NDArray[np.float32]) -> tuple[float, float]:

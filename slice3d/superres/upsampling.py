@@ -44,9 +44,10 @@ def upsample(
 ) -> Volume:
     """Estimate `volume` at `spacing_mm` along its slice normal; what was acquired is kept.
 
-    volume: one stack of slices, or several stacks of the same anatomy in any directions (then `"tv"` joins them: the
-    first sets the frame and the lattice, the others are registered to it). method: `"linear"`, `"bspline"`,
-    `"lanczos"`, `"tv"`, `"pretrained"`, `"selftrain"`, `"pretrained+selftrain"` or `"auto"`. slice_profile: a `SliceProfile`, `"gaussian"` (default) or `"rect"` with the
+    volume: one stack of slices, or several stacks of the same anatomy in any directions (then `"tv"` or
+    `"implicit"` joins them: the first sets the frame and the lattice, the others are registered to it). method:
+    `"linear"`, `"bspline"`, `"lanczos"`, `"tv"`, `"pretrained"`, `"selftrain"`, `"pretrained+selftrain"`, `"implicit"`
+    or `"auto"`. slice_profile: a `SliceProfile`, `"gaussian"` (default) or `"rect"` with the
     header's slice thickness, or `"estimate"`.
 
     Returns float32 on the slices' own in-plane lattice, finer along the normal, with `synthesised` (every plane that is

@@ -26,7 +26,8 @@ def upsample(
     method: Annotated[
         str,
         typer.Option(
-            "--method", help="auto, linear, bspline, lanczos, tv, pretrained, selftrain, pretrained+selftrain, implicit."
+            "--method",
+            help="auto, linear, bspline, lanczos, tv, pretrained, selftrain, pretrained+selftrain, implicit.",
         ),
     ] = "auto",
     profile: Annotated[str, typer.Option("--profile", help="Slice profile: gaussian, rect or estimate.")] = "gaussian",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slice3d.surface import Plane
 
 _REPAIR_DRIFT = 0.02
+_WITH_SCALARS = (".ply", ".vtp", ".vtm", ".mrml", ".mrb")
 
 
 def mesh(
@@ -41,6 +42,12 @@ def mesh(
     ] = None,
     min_fragment_mm3: Annotated[float, typer.Option("--min-fragment-mm3", help="Remove smaller separate parts.")] = 0.0,
     min_cavity_mm3: Annotated[float, typer.Option("--min-cavity-mm3", help="Fill smaller cavities.")] = 0.0,
+    remesh_mm: Annotated[
+        float | None, typer.Option("--remesh-mm", help="Even triangles with edges of about this length.")
+    ] = None,
+    wall_thickness: Annotated[
+        bool, typer.Option("--wall-thickness", help="Thickness in mm at each point, kept by .ply .vtp .vtm .mrml .mrb.")
+    ] = False,
     print_ready: Annotated[
         bool, typer.Option("--print-ready", help="Repair until it prints, or fail with exit code 4.")
     ] = False,
@@ -59,7 +66,7 @@ def mesh(
     """Make surfaces of structures, check and measure them, and write them to OUT."""
     from slice3d import io
     from slice3d.errors import InputError
-    from slice3d.surface import SurfaceSettings, surfaces
+    from slice3d.surface import SurfaceSettings, annotate, remesh, surfaces
     from slice3d.surface import cut as cut_by
 
     if min_wall_mm is not None and not (print_ready and 0 < min_wall_mm < float("inf")):
@@ -68,7 +75,9 @@ def mesh(
         smoothing_mm=smoothing_mm, target_triangles=triangles, max_error_mm=max_error_mm,
         min_fragment_mm3=min_fragment_mm3, min_cavity_mm3=min_cavity_mm3,
     )  # fmt: skip
-    _check_target(out)
+    if remesh_mm is not None and (triangles is not None or max_error_mm is not None):
+        raise InputError("--remesh-mm makes triangles of its own; leave out --triangles and --max-error-mm, or it")
+    _check_target(out, scalars=wall_thickness)
     plane = plane_of(cut)
     volume = io.load(study) if study is not None else None
     segmentation = io.load_segmentation(labels, reference=volume)
@@ -76,7 +85,11 @@ def mesh(
     pairs = [_pair(segmentation.structures, names, text) for text in margin or []]
     with console.progress_bar(quiet or as_json) as progress:
         made = surfaces(segmentation, structures=names, settings=settings, progress=progress)
+        if remesh_mm is not None:
+            made = {name: remesh(m, edge_mm=remesh_mm) if len(m.faces) else m for name, m in made.items()}
         rows = {name: _judge(m, print_ready, min_wall_mm, asked=names is not None) for name, m in made.items()}
+        if wall_thickness:
+            rows = {n: (annotate(m, wall_thickness=True) if len(m.faces) else m, row) for n, (m, row) in rows.items()}
     filled = [m for m, _ in rows.values() if len(m.faces)]
     margins = [_margin(rows[a][0], rows[b][0]) for a, b in pairs]
     if plane is not None:
@@ -84,9 +97,12 @@ def mesh(
             row["cut"] = cut_by(m, plane).to_dict() if len(m.faces) else None
     files = _write(filled, out, volume)
     if as_json:
-        found = {"structures": {name: row for name, (_, row) in rows.items()}, "outputs": files}
+        found: dict[str, Any] = {"structures": {name: row for name, (_, row) in rows.items()}, "outputs": files}
+        if segmentation.findings:
+            found["findings"] = [f.to_dict() for f in segmentation.findings]
         console.say_json({**found, "margins": margins} if margins else found)
         return
+    console.say_findings(segmentation.findings, quiet=quiet)
     for name, (m, row) in rows.items():
         console.say(_sentence(name, row), quiet=quiet)
         if row.get("cut"):
@@ -167,8 +183,8 @@ def _gap_sentence(gap: dict[str, Any]) -> str:
     return f"{gap['from']} to {gap['to']}: {gap['distance_mm']:.2f} mm, between ({') and ('.join(points)}) RAS mm"
 
 
-def _check_target(out: Path) -> None:
-    """An unknown suffix or a folder that is not there must not wait for the work."""
+def _check_target(out: Path, *, scalars: bool) -> None:
+    """An unknown suffix, one without room for scalars, or a folder that is not there must not wait for the work."""
     from slice3d.errors import InputError
     from slice3d.io.meshes import MESH_WRITERS
 
@@ -179,6 +195,10 @@ def _check_target(out: Path) -> None:
             )
         if not out.parent.is_dir():
             raise InputError(f"folder {out.parent.name!r} does not exist; expected one to write into; create it first")
+    if scalars and (out.is_dir() or out.suffix.lower() not in _WITH_SCALARS):
+        raise InputError(
+            f"{out.name!r} cannot hold --wall-thickness; expected --out with one of {', '.join(_WITH_SCALARS)}"
+        )
 
 
 def _judge(mesh: Mesh, print_ready: bool, wall_mm: float | None, *, asked: bool) -> tuple[Mesh, dict[str, Any]]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from slice3d.compiled import compiled
 from slice3d.grid import Grid
 from slice3d.surface import marching, topology
-from slice3d.surface.implicit import KEPT, Array, Field, low_pass_kernels
+from slice3d.surface.bending import Array
+from slice3d.surface.implicit import KEPT, Field, low_pass_kernels
 from slice3d.surface.region import MARGIN
 
 Arrays = tuple[NDArray[np.float64], NDArray[np.int64]]

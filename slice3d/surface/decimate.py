@@ -18,14 +18,17 @@ from slice3d.surface.intersect import self_intersections
 from slice3d.surface.shared import apart
 
 Arrays = tuple[NDArray[np.float64], NDArray[np.int64]]
+# collapsing stops a little off the number asked for; this far off it was not reached
+_NEAR = 1.1
 
 
 def decimate(mesh: Mesh, *, target_triangles: int | None = None, max_error_mm: float | None = None) -> Mesh:
     """Collapses edges by quadric error; volume, closedness and handles stay.
 
     target_triangles: about how many to leave. max_error_mm: largest distance the surface may move, measured on evenly
-    spread points of both surfaces; with both, whichever stops first. What it cost is in the finding `decimated`.
-    Raises `InputError` for an empty mesh, for no target, or where fewer than four triangles would be left.
+    spread points of both surfaces; with both, whichever stops first. What it cost is in the finding `decimated`; where
+    fewer triangles would open or fold the surface, more are left, as the finding `decimation-target-missed` says.
+    Raises `InputError` for an empty mesh and for no target.
     """
     require_faces(mesh, "decimation")
     if target_triangles is None and max_error_mm is None:
@@ -37,12 +40,9 @@ def decimate(mesh: Mesh, *, target_triangles: int | None = None, max_error_mm: f
         return mesh
     arrays = (mesh.vertices, mesh.faces)
     best = _to_count(arrays, target) if max_error_mm is None else _to_error(mesh, target, max_error_mm)
-    if len(best[1]) < 4:
-        raise InputError(
-            f"decimation to {target} triangles leaves no surface of {mesh.name or 'the mesh'}; ask for more"
-        )
+    missed = _missed(mesh, target_triangles, max_error_mm, len(best[1]))
     if len(best[1]) >= len(mesh.faces):
-        return mesh
+        return mesh.with_findings(missed)
     out = replace(mesh, vertices=best[0], faces=best[1], scalars={})
     moved = deviation(out, mesh)
     text = (
@@ -50,7 +50,19 @@ def decimate(mesh: Mesh, *, target_triangles: int | None = None, max_error_mm: f
         f"{moved['mean_mm']:.3f} mm on average, {moved['max_mm']:.3f} mm at most"
     )
     details = {"before": len(mesh.faces), "after": len(out.faces), **moved}
-    return apart(mesh, out.with_findings([Finding("decimated", text, "info", details)]))
+    return apart(mesh, out.with_findings([Finding("decimated", text, "info", details), *missed]))
+
+
+def _missed(mesh: Mesh, target: int | None, max_error_mm: float | None, left: int) -> list[Finding]:
+    """That the target was not reached. An error bound without a target is missed where nothing could go."""
+    if max_error_mm is None and target is not None and left > _NEAR * target:
+        text = f"{left} triangles are left where {target} were asked for: fewer would open or fold the surface"
+    elif max_error_mm is not None and left >= len(mesh.faces):
+        text = f"all {left} triangles are left: none could go without moving the surface by {max_error_mm:g} mm or more"
+    else:
+        return []
+    details = {"asked_triangles": target, "asked_mm": max_error_mm, "left": left}
+    return [Finding("decimation-target-missed", f"{mesh.name or 'mesh'}: {text}", "warning", details)]
 
 
 def _to_count(arrays: Arrays, target: int) -> Arrays:

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from slice3d.grid import Grid
 from slice3d.surface import marching
+from slice3d.surface.bending import THICK, Array, bounds, least_bending, refine_all, solve
 from slice3d.surface.fractions import fraction, is_partial_volume, plane_distance
 from slice3d.surface.region import Region
 from slice3d.surface.settings import SurfaceSettings
 
-Array = NDArray[np.float32]
-THICK = 1.5
 # how far from the level a voxel stays that must keep its side; also keeps vertices off the grid points
 KEPT = np.float32(0.04)
 
@@ -53,10 +52,9 @@ def implicit(region: Region, settings: SurfaceSettings) -> Field:
             if factors.max() == 1
             else consistent(region.probability, spacing, factors)
         )
-    native = values
     if values.shape == region.mask.shape:
         values = refine_all(values, factors)
-    volume = _volume(region, native, values, factors, smooth=cutoff_mm(region.grid, settings) > 0)
+    volume = _volume(region, values, factors, smooth=cutoff_mm(region.grid, settings) > 0)
     return Field(values, (int(factors[0]), int(factors[1]), int(factors[2])), volume)
 
 
@@ -66,51 +64,19 @@ def refinement(grid: Grid, step_mm: float | None = None) -> NDArray[np.int64]:
     return np.where(ratio > THICK, np.round(ratio), 1).astype(np.int64)
 
 
-def _volume(region: Region, native: Array, values: Array, factors: NDArray[Any], *, smooth: bool) -> float | None:
+def _volume(region: Region, values: Array, factors: NDArray[Any], *, smooth: bool) -> float | None:
     """What the surface should enclose within the scan, in mm³; None where a fading probability map does not say."""
     voxel = region.grid.voxel_volume_mm3
     inner = region.scanned()
     if region.probability is not None:
         sharp = is_partial_volume(region.probability)
         return float(region.probability[inner].sum(dtype=np.float64)) * voxel if sharp else None
-    count = float(np.count_nonzero(region.mask[inner])) * voxel
-    if factors.max() == 1 or not smooth:
-        return count
-    # On thick slices the count is off by how the slices happen to fall on the ends, which is estimated from their areas.
-    # The function is off by what a label means: of its voxel's centre, or of most of its voxel? Both readings are
-    # integrated, their difference says how sure the function is, and it is weighed against the count accordingly.
+    if refinement(region.grid).max() == 1 or not smooth:
+        return float(np.count_nonzero(region.mask[inner])) * voxel
+    # The count is off by how the slices happen to fall on the ends of a structure, which the function has estimated.
     step = np.asarray(region.grid.spacing_mm) / factors
-    read = [values, refine_all(_sharpened(native, region.grid.spacing_mm), factors)]
-    scanned = region.scanned(factors.tolist())
-    parts = [float(inside_part(v, step)[scanned].sum(dtype=np.float64)) for v in read]
-    one, other = (part * voxel / float(np.prod(factors)) for part in parts)
-    along = int(np.argmax(factors))
-    if np.count_nonzero(region.mask[inner].any(axis=tuple(n for n in range(3) if n != along))) < 3:
-        return one  # too flat to say how it bends, and to be moved by half its thickness
-    function = (one - other) ** 2 / 4
-    counting = (_counting_error(region.mask[inner], along) * count) ** 2
-    trust = function / (function + counting) if counting else 1.0
-    return trust * count + (1.0 - trust) * (one + other) / 2
-
-
-def _sharpened(values: Array, spacing: Sequence[float]) -> Array:
-    """The function whose mean over the thickness of each slice is `values`, to second order."""
-    out = values
-    for axis in range(3):
-        if spacing[axis] > THICK * min(spacing):
-            padded = np.pad(values, [(1, 1) if n == axis else (0, 0) for n in range(3)], mode="edge")
-            # far from the surface, where the function has creases, the second difference says nothing
-            limit = spacing[axis] / 16.0
-            out = out - np.clip(np.diff(padded, 2, axis=axis) / 24.0, -limit, limit).astype(np.float32)
-    return out
-
-
-def _counting_error(mask: NDArray[np.bool_], axis: int) -> float:
-    """Coefficient of error of a volume counted on parallel slices (H. Gundersen, E. Jensen, J. Microsc. 147, 1987)."""
-    area = mask.sum(axis=tuple(a for a in range(3) if a != axis)).astype(np.float64)
-    lagged = [float(area[lag:] @ area[: len(area) - lag]) for lag in range(3)]
-    variance = max(0.0, 3 * lagged[0] - 4 * lagged[1] + lagged[2]) / 240.0
-    return float(np.sqrt(variance) / area.sum())
+    part = inside_part(values, step)[region.scanned(factors.tolist())].sum(dtype=np.float64)
+    return float(part) * voxel / float(np.prod(factors))
 
 
 def cutoff_mm(grid: Grid, settings: SurfaceSettings) -> float:
@@ -191,8 +157,8 @@ def consistent(probability: Array, spacing: NDArray[np.float64], factors: NDArra
     Returns values on the refined grid.
     """
     mask = probability >= 0.5
-    low, high, start = _bounds(mask, spacing)
-    native = _solve(low, high, start, spacing, iterations=25)
+    low, high, start = bounds(mask, spacing)
+    native = solve(low, high, start, spacing, order=3, iterations=60)
     fine = refine_all(native, factors)
     mixed = (probability > 1e-3) & (probability < 1 - 1e-3)
     wide = np.float32(1.2 * np.linalg.norm(spacing))
@@ -203,7 +169,7 @@ def consistent(probability: Array, spacing: NDArray[np.float64], factors: NDArra
         target = np.clip(native + wrong, -wide, wide)
         low = np.where(free, target, low)
         high = np.where(free, target, high)
-        native = _solve(low, high, native, spacing, iterations=10)
+        native = solve(low, high, native, spacing, order=3, iterations=20)
         fine = refine_all(native, factors)
     return fine
 
@@ -267,99 +233,6 @@ def _kernel(sigma: float) -> NDArray[np.float64]:
     out: NDArray[np.float64] = (2 * gauss - np.convolve(gauss, gauss, mode="same"))[radius : 3 * radius + 1]
     out /= out.sum()
     return out
-
-
-def least_bending(mask: NDArray[np.bool_], spacing: NDArray[np.float64], *, iterations: int = 40) -> Array:
-    """The function of least bending energy, in mm, whose sign agrees with every voxel."""
-    low, high, start = _bounds(mask, spacing)
-    values = _solve(low, high, start, spacing, iterations=iterations)
-    return values - np.float32(slice_level(values, int(np.count_nonzero(mask)), spacing))
-
-
-def _solve(low: Array, high: Array, start: Array, spacing: NDArray[np.float64], *, iterations: int) -> Array:
-    """Least bending energy between bounds, by ADMM.
-
-    The quadratic step is exact in the cosine basis, so that long waves converge as fast as short ones.
-    """
-    from scipy.fft import dctn, idctn, next_fast_len
-
-    inner = tuple(slice(n) for n in start.shape)
-    more = [(0, next_fast_len(n) - n) for n in start.shape]
-    start = np.pad(start, more, mode="edge")
-    low = np.pad(low, more, constant_values=-np.inf)
-    high = np.pad(high, more, constant_values=np.inf)
-    energy: NDArray[Any] = np.zeros((1, 1, 1))
-    for axis, (n, s) in enumerate(zip(start.shape, spacing, strict=True)):
-        shape = [1, 1, 1]
-        shape[axis] = n
-        energy = energy + ((2 - 2 * np.cos(np.pi * np.arange(n) / n)) / s**2).reshape(shape)
-    weight = 0.3
-    gain = (weight / (weight + energy**2)).astype(np.float32)
-    x, z, dual = start, start, np.zeros_like(start)
-    for _ in range(iterations):
-        x = idctn(gain * dctn(z - dual, norm="ortho", workers=2), norm="ortho", overwrite_x=True, workers=2)
-        z = np.clip(x + dual, low, high)
-        dual += x - z
-    return np.ascontiguousarray(x[inner])
-
-
-def _bounds(mask: NDArray[np.bool_], spacing: NDArray[np.float64]) -> tuple[Array, Array, Array]:
-    """Lowest and highest value allowed at each voxel, and a first guess, all in mm."""
-    from scipy.ndimage import binary_dilation, distance_transform_edt
-
-    epsilon = np.float32(0.1 * spacing.min())
-    half = np.float32(0.5 * spacing.min())
-    start = np.zeros(mask.shape, dtype=np.float32)
-    bound = np.zeros(mask.shape, dtype=np.float32)
-    for side, sign in ((mask, 1), (~mask, -1)):
-        rim = side & binary_dilation(~side)
-        # Half of the depth leaves the function room to curve; the sign is what matters.
-        depth = distance_transform_edt(~rim, sampling=spacing)[side].astype(np.float32)
-        bound[side] = sign * (epsilon + depth / 2)
-        start[side] = sign * (distance_transform_edt(side, sampling=spacing)[side].astype(np.float32) - half)
-    infinity = np.float32(np.inf)
-    return np.where(mask, bound, -infinity), np.where(mask, infinity, bound), start
-
-
-def slice_level(values: Array, count: int, spacing: NDArray[np.float64]) -> float:
-    """The level at which as much of the acquired slices lies inside as voxels were labelled.
-
-    Area is compared within slices, not volume between them: how the body ends between two slices is what the
-    function estimates, and counting voxels there would be wrong by up to half a slice.
-    """
-    thin = [axis for axis in range(3) if spacing[axis] <= THICK * spacing.min()]
-    width = np.sqrt(sum(np.gradient(values, axis=axis) ** 2 for axis in thin)) + np.float32(1e-6)
-    reach = np.float32(3 * spacing.min())
-    near = np.abs(values) < 2 * reach
-    sure = int(np.count_nonzero(values[~near] > 0))
-    value, scale = values[near], width[near]
-    low, high = -float(reach), float(reach)
-    for _ in range(24):
-        level = (low + high) / 2
-        if sure + float(np.clip(0.5 + (value - level) / scale, 0, 1).sum(dtype=np.float64)) > count:
-            low = level
-        else:
-            high = level
-    return (low + high) / 2
-
-
-def refine_all(values: Array, factors: NDArray[Any]) -> Array:
-    """`refine` along every axis whose factor is above 1."""
-    for axis in range(3):
-        if factors[axis] > 1:
-            values = refine(values, axis, int(factors[axis]))
-    return values
-
-
-def refine(values: Array, axis: int, factor: int) -> Array:
-    """Natural cubic spline along one axis: `factor` samples per voxel, spread evenly over its extent."""
-    from scipy.interpolate import CubicSpline
-
-    n = values.shape[axis]
-    where = (np.arange(n * factor) + 0.5) / factor - 0.5
-    weights = CubicSpline(np.arange(n), np.eye(n), bc_type="natural")(where).astype(np.float32)
-    out: Array = np.moveaxis(np.tensordot(weights, values, axes=(1, axis)), 0, axis)
-    return np.ascontiguousarray(out)
 
 
 def keep_sides(values: Array, mask: NDArray[np.bool_]) -> None:

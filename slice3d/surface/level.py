@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from slice3d.surface.bending import Array
 from slice3d.surface.contour import STEADY, Arrays, contour, keep_volume, snap
-from slice3d.surface.implicit import Array, Field, cut, keep_sides
+from slice3d.surface.implicit import Field, cut, keep_sides
 from slice3d.surface.region import Region
 
 _ROUNDS = 6
 # in steps of the working grid: beyond this it is another function that is contoured
 _FARTHEST = 1.0
+# nearer than this, in steps, the volume is reached
+_REACHED = 2e-4
 
 
 def levelled(field: Field, region: Region, volume_mm3: float | None, *, hold: bool = False) -> tuple[Arrays, float]:
@@ -27,8 +30,11 @@ def levelled(field: Field, region: Region, volume_mm3: float | None, *, hold: bo
         return arrays, 0.0
     step_mm = float((np.asarray(region.grid.spacing_mm) / field.factors).min())
     border = region.border()
-    vertices, needed = keep_volume(*arrays, volume_mm3, border=border, most_mm=STEADY * step_mm)
-    if abs(needed) <= STEADY * step_mm:
+    # Where the function may be shifted freely its level does all; vertices that lie close together stay as they are.
+    near = STEADY * step_mm if hold else 0.0
+    enough = near or _REACHED * step_mm
+    vertices, needed = keep_volume(*arrays, volume_mm3, border=border, most_mm=near)
+    if abs(needed) <= enough:
         return (vertices, arrays[1]), needed
     slope = _slope(field.values, step_mm)
     # level → the shift that is still needed there, positive while the body is too small
@@ -42,8 +48,8 @@ def levelled(field: Field, region: Region, volume_mm3: float | None, *, hold: bo
         if not len(arrays[1]):
             tried[level] = step_mm
             continue
-        vertices, rest = keep_volume(*arrays, volume_mm3, border=border, most_mm=STEADY * step_mm)
-        if abs(rest) <= STEADY * step_mm:
+        vertices, rest = keep_volume(*arrays, volume_mm3, border=border, most_mm=near)
+        if abs(rest) <= enough:
             return (vertices, arrays[1]), needed
         if abs(rest) < min(map(abs, tried.values())):
             best = arrays, needed - rest

@@ -20,7 +20,8 @@ from slice3d.compiled import compiled
 from slice3d.grid import Grid
 from slice3d.progress import Progress, silent
 from slice3d.surface import topology
-from slice3d.surface.implicit import least_bending, low_pass, refine_all, refinement
+from slice3d.surface.bending import least_bending, refine_all
+from slice3d.surface.implicit import low_pass, refinement
 from slice3d.surface.region import bounding_box
 from slice3d.volume import Segmentation
 

@@ -66,6 +66,27 @@ def test_fewer_triangles_without_a_word(labels: Path, tmp_path: Path, slice3d) -
     assert 84 + 50 * 100 < out.stat().st_size <= 84 + 50 * 350
 
 
+def test_remeshing_and_wall_thickness(labels: Path, tmp_path: Path, slice3d) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "liver.vtp"
+    asked = ("-s", "liver", "--out", out, "--remesh-mm", "3", "--wall-thickness", "--print-ready")
+    code, printed, _ = slice3d("mesh", labels, *asked, "--json")
+    assert code == 0
+    row = json.loads(printed)["structures"]["liver"]
+    assert "remeshed" in [f["code"] for f in row["findings"]]
+    (mesh,) = MESH_READERS[".vtp"](out)
+    # a ball of 9 mm radius: the largest ball inside that touches its points is nearly itself, less what is uneven
+    assert 14 < np.median(mesh.scalars["wall_thickness_mm"]) < 18.5
+    edges = np.linalg.norm(mesh.vertices[mesh.faces] - mesh.vertices[np.roll(mesh.faces, -1, axis=1)], axis=-1)
+    assert np.median(edges) == pytest.approx(3, rel=0.3)
+
+
+def test_a_target_that_is_missed_is_said(labels: Path, tmp_path: Path, slice3d) -> None:  # type: ignore[no-untyped-def]
+    asked = ("-s", "liver", "--out", tmp_path / "x.stl", "--max-error-mm", "1e-6")
+    code, printed, _ = slice3d("mesh", labels, *asked)
+    assert code == 0
+    assert "none could go" in printed
+
+
 @pytest.mark.parametrize(
     ("more", "word"), [(("spleen", "--min-wall-mm", "8"), "thinnest wall"), (("pancreas",), "no voxels")]
 )
@@ -118,6 +139,11 @@ def test_a_repair_that_changes_the_shape_ends_with_4(labels: Path, tmp_path: Pat
         (("-s", "liver", "--out", "x.stl", "--triangles", "3"), "at least 4"),
         (("-s", "liver", "--out", "x.stl", "--smoothing-mm", "-1"), "smoothing_mm"),
         (("-s", "liver", "--out", "x.stl", "--min-wall-mm", "2"), "--print-ready"),
+        (("-s", "liver", "--out", "x.stl", "--wall-thickness"), ".vtp"),
+        (("-s", "liver", "--out", ".", "--wall-thickness"), ".vtp"),
+        (("-s", "liver", "--out", "x.stl", "--remesh-mm", "2", "--triangles", "90"), "leave out --triangles"),
+        (("-s", "liver", "--out", "x.stl", "--remesh-mm", "-2"), "positive length"),
+        (("-s", "liver", "--out", "x.stl", "--remesh-mm", "1e-3"), "choose a larger one"),
     ],
 )
 def test_bad_requests_give_one_line(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 import slice3d
@@ -442,3 +443,51 @@ def test_empty_segmentation_is_written_and_read(tmp_path, volume):
     found = slice3d.load_segmentation(tmp_path / "a.dcm", reference=volume)
     assert found.structures == ("liver",)
     assert not found.mask("liver").any()
+
+
+def test_listed_structure_without_contours_is_empty(tmp_path):
+    volume = slice3d.load(write(series(asymmetric((20, 20, 5)), AFFINE), tmp_path / "study"))
+    path = tmp_path / "study" / "rs.dcm"
+    drawn = [circle(volume.grid, k, (9, 9), 4) for k in (1, 2)]
+    structure_set(volume, {"Liver": drawn, "Spleen": []}).save_as(path, enforce_file_format=True)
+    found = slice3d.load_segmentation(path)
+    assert found.structures == ("liver", "spleen")
+    assert found.mask("liver").any()
+    assert not found.mask("spleen").any()
+    structure_set(volume, {"Liver": []}).save_as(path, enforce_file_format=True)
+    with pytest.raises(InputError, match="no closed contour"):
+        slice3d.load_segmentation(path)
+
+
+def test_slices_left_out_of_a_seg_are_not_the_border_of_the_scan(tmp_path):
+    """highdicom, like most writers, stores only slices with labels; the structure does not end at the scan there."""
+    pixels = np.zeros((24, 20, 12), np.int16)
+    volume = slice3d.load(write(series(pixels, oblique((1.0, 1.1, 2.0))), tmp_path / "study"))
+    labels = np.zeros(pixels.shape, np.uint8)
+    labels[6:18, 5:15, 3:9] = 1
+    sources = volume.source.datasets()
+    described = hd.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="liver",
+        segmented_property_category=codes.SCT.Organ,
+        segmented_property_type=codes.SCT.Liver,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.MANUAL,
+    )
+    depth = [volume.grid.to_index(np.array(s.ImagePositionPatient, float) * (-1, -1, 1))[2] for s in sources]
+    frames = np.stack([labels[:, :, round(k)].T for k in depth])
+    path = tmp_path / "seg.dcm"
+    names = ("m", "m", "1", "1")
+    hd.seg.Segmentation(
+        sources, frames, hd.seg.SegmentationTypeValues.BINARY, [described], generate_uid(), 1, generate_uid(), 1, *names
+    ).save_as(path)
+    assert len(pydicom.dcmread(path).PerFrameFunctionalGroupsSequence) == 6
+    found = slice3d.load_segmentation(path)
+    assert "empty-slices-left-out" in [f.code for f in found.findings]
+    assert not found.mask("liver")[:, :, [0, -1]].any()
+    assert slice3d.surface(found, "liver").findings == ()
+    whole = slice3d.load_segmentation(path, reference=volume)
+    assert "empty-slices-left-out" not in [f.code for f in whole.findings]
+    np.testing.assert_array_equal(whole.labels, labels)
+    np.testing.assert_allclose(
+        slice3d.surface(found, "liver").bounds_mm, slice3d.surface(whole, "liver").bounds_mm, atol=1e-3
+    )

@@ -12,6 +12,7 @@ from slice3d.grid import Grid
 from slice3d.mesh import Mesh
 from slice3d.surface import (
     Limits,
+    _vtk,
     annotate,
     check,
     cut,
@@ -235,6 +236,37 @@ def test_decimation_keeps_shape_volume_and_gate() -> None:
         decimate(mesh, target_triangles=0)
     with pytest.raises(InputError, match="give at least one"):
         decimate(mesh)
+
+
+def test_decimation_that_misses_its_target_says_so() -> None:
+    """No ring can be made of four triangles; an error of a nanometre lets nothing go."""
+    grid = Grid.from_spacing((40, 41, 16), (1, 1, 1))
+    index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), axis=-1) - (19.6, 20.1, 7.3)
+    inside = np.hypot(np.hypot(index[..., 0], index[..., 1]) - 12, index[..., 2]) < 4.5
+    ring = surface(Segmentation(inside.astype(np.uint8), grid, {1: "ring"}), "ring")
+    less = decimate(ring, target_triangles=4)
+    report = check(less, wall=False)
+    assert report.passed
+    assert report.genus == 1
+    assert "decimation-target-missed" in [f.code for f in less.findings]
+    assert f"{len(less.faces)} triangles are left where 4 were asked for" in less.findings[-1].message
+    mesh = ball(10.0)
+    same = decimate(mesh, max_error_mm=1e-6)
+    assert len(same.faces) == len(mesh.faces)
+    assert [f.code for f in same.findings] == ["decimation-target-missed"]
+    assert "decimation-target-missed" not in [f.code for f in decimate(mesh, target_triangles=400).findings]
+    both = decimate(mesh, target_triangles=400, max_error_mm=0.05)  # whichever stops first is no miss
+    assert "decimation-target-missed" not in [f.code for f in both.findings]
+
+
+@pytest.mark.parametrize("wanted", [{"target_triangles": 400}, {"max_error_mm": 0.5}])
+def test_decimation_that_leaves_no_face_is_not_taken(wanted: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = ball(10.0)
+    nothing = np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64)
+    monkeypatch.setattr(_vtk, "arrays", lambda *_: nothing)
+    out = decimate(mesh, **wanted)  # type: ignore[arg-type]
+    assert len(out.faces) == len(mesh.faces)
+    assert [f.code for f in out.findings] == ["decimation-target-missed"]
 
 
 def test_smoothing_removes_short_ripples_and_keeps_long_ones() -> None:

@@ -70,19 +70,44 @@ def test_binary_masks_at_one_millimetre(shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("shape", all_shapes(), ids=lambda s: s.name)
-def test_thick_slices_beat_marching_cubes_by_half_and_keep_the_volume(shape: Shape) -> None:
+@pytest.mark.parametrize("seed", [4, 5])
+def test_thick_slices_beat_marching_cubes_by_half_and_keep_the_volume(shape: Shape, seed: int) -> None:
+    """Turned, and upright, where the torus fills four slices only and its volume comes from how it closes."""
     from skimage.measure import marching_cubes
 
-    segmentation = segmented(shape, THICK5, seed=4, probability=False)
+    segmentation = segmented(shape, THICK5, seed=seed, probability=False)
     mesh = surface(segmentation, "liver")
     mean, volume = errors(shape, mesh)
     vertices, faces, _, _ = marching_cubes(np.pad(segmentation.labels, 1).astype(np.float32), 0.5)
     peer = Mesh(segmentation.grid.to_world(vertices - 1), faces)
     assert mean <= 0.5 * errors(shape, peer)[0]
-    # A body of few slices is counted wrong by percents, by where the slices fall; no surface can know better for sure.
-    counted = segmentation.labels.sum() * segmentation.grid.voxel_volume_mm3 / shape.volume_mm3 - 1
-    assert abs(volume) <= max(0.01, 1.2 * abs(counted))
+    # where the ends of a vessel lie between two slices is not in the labels
+    assert abs(volume) <= (0.015 if shape.name == "branching tube" else 0.01)
     assert check(mesh, wall=False).passed
+
+
+@pytest.mark.parametrize("seed", [1, 3, 5])
+@pytest.mark.parametrize("shape", [torus(18, 5), torus(18, 6.5)], ids=["thin", "thicker"])
+def test_rings_of_two_or_three_thick_slices_keep_their_volume(shape: Shape, seed: int) -> None:
+    part, grid = sample(shape, THICK5, seed=seed, parts=4)
+    labels = (part >= 0.5).astype(np.uint8)
+    assert 2 <= labels.any(axis=(0, 1)).sum() <= 3
+    mesh = surface(Segmentation(labels, grid, {1: "liver"}), "liver")
+    assert abs(errors(shape, mesh)[1]) <= 0.08
+    assert check(mesh, wall=False).passed
+
+
+def test_a_flat_end_between_two_slices_lies_halfway() -> None:
+    """Where no slice shows the body closing, its end is as likely to be near the one slice as near the other."""
+    labels = np.zeros((50, 60, 12), dtype=np.uint8)
+    labels[6:42, 8:50, 4:8] = 1
+    grid = Grid.from_spacing(labels.shape, THICK5)
+    mesh = surface(Segmentation(labels, grid, {1: "liver"}), "liver")
+    inner = np.abs(mesh.vertices[:, :2] - grid.to_world((23.5, 28.5, 0))[:2]).max(axis=1) < 6
+    ends = mesh.vertices[inner][:, 2] / 5.0
+    low, high = ends[ends < 5.5], ends[ends > 5.5]
+    assert low.mean() == pytest.approx(3.5, abs=0.15)
+    assert high.mean() == pytest.approx(7.5, abs=0.15)
 
 
 def test_topology_is_that_of_the_body() -> None:

@@ -42,7 +42,9 @@ def load_rtstruct(file: FileRef, *, reference: Volume | None, near: Path) -> Seg
             findings.append(Finding("open-contours", message, "warning", {"structure": name, "contours": skipped}))
         if contours:
             masks.append((name, _fill(contours, grid, name, slice_mm)))
-    if not masks:
+        elif not skipped:
+            masks.append((name, np.broadcast_to(np.False_, grid.shape)))  # listed and not drawn: there, and empty
+    if not any(mask.any() for _, mask in masks):
         raise InputError(f"{file.name} holds no closed contour; expected at least one drawn structure; export it again")
     return combine(masks, grid, findings=findings)
 
@@ -105,8 +107,8 @@ def _referenced(dataset: Any, near: Path, label: str) -> Volume:
         except Slice3DError:
             continue
     raise InputError(
-        f"{label} holds contours but no voxels, and the images it refers to are not beside it; pass reference=the "
-        "volume"
+        f"{label} holds contours but no voxels, and the images it refers to are not beside it; give them too: "
+        "--study FOLDER at the shell, reference=volume in Python"
     )
 
 

@@ -92,6 +92,8 @@ def _assemble(
         if reference is None
         else reference_target(reference, geometry.layout)
     )
+    if reference is None:
+        target = _with_left_out_ends(dataset, target, len(geometry.layout.distances), findings)
     titles = {int(s.SegmentNumber): _title(s) for s in dataset.SegmentSequence}
     titles.pop(0, None)
     if names:
@@ -102,6 +104,24 @@ def _assemble(
         labels = _put(pixels, np.arange(len(frames)), geometry, target)
         return combine([(t, labels == n) for n, t in sorted(titles.items())], target.grid, findings=findings)
     return _segments(dataset, frames, shared, pixels, geometry, target, titles, findings, label)
+
+
+def _with_left_out_ends(dataset: Any, target: Target, stored: int, findings: list[Finding]) -> Target:
+    """One more slice at both ends where slices without labels were left out of the file, as most writers do.
+
+    Without them everything would seem to reach the border of the scan.
+    """
+    series = list(dataset.get("ReferencedSeriesSequence") or [])
+    images = sum(len(item.get("ReferencedInstanceSequence") or []) for item in series)
+    if images <= stored:
+        return target
+    message = (
+        f"The segmentation stores {stored} of the {images} slices of its study; empty ones were left out. "
+        "Give the images as reference to have them all."
+    )
+    findings.append(Finding("empty-slices-left-out", message, "info", {"stored": stored, "images": images}))
+    i, j, k = target.grid.shape
+    return replace(target, grid=target.grid.crop((0, 0, -1), (i, j, k + 1)))
 
 
 def _segments(

@@ -177,8 +177,8 @@ def _updated(
     for depth in range(windows[0].out_low, windows[0].out_high):
         plane = field.plane(depth, rows, columns)
         if found is not None:
-            share = plane.log_softmax(-1)
-            near = (share[..., 0] < np.log(1 - _SURE)).numpy()
+            # the softmax of background is 1 / Σ exp(score − background's)
+            near = ((plane - plane[..., :1]).exp_().sum(-1) > 1 / (1 - _SURE)).numpy()
             a, b = j[near], i[near]
             values = intensities.log_grey(image[depth][a, b], *bright)
             fits = found.log_likelihood(values, _terms(image.shape, np.full(len(a), depth), a, b))

@@ -1,115 +1,106 @@
-"""Structures drawn again by a package that knows them better, in a crop around where this one found them.
+"""A package for crops on a larger image: another package finds the region, this one draws what is in it.
 
-Only where the image has the contrast that the other package was trained on, and only where both agree roughly: a model
-that is shown what it does not know is as sure of itself as ever.
+Only where the image has the contrast that the package was trained on: a model that is shown what it does not know is as
+sure of itself as ever.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slice3d.errors import Slice3DError
+from slice3d.errors import InputError
 from slice3d.findings import Finding
-from slice3d.models.own_steps import Refinement
+from slice3d.models.own_steps import Region
+from slice3d.models.package import ModelPackage
 from slice3d.volume import Segmentation, Volume, freeze
 
 Array = NDArray[Any]
-Predict = Callable[[str, Volume, str], Segmentation]
-"""(model, image, structure) → that structure in the image."""
-
-_AGREEMENT = 0.4  # Dice of both drawings below which the other model has found something else
+Box = tuple[slice, slice, slice]
 
 
-def refined(
-    result: Segmentation, volume: Volume, steps: Sequence[Refinement], greys: Mapping[str, Any], predict: Predict
+def region_for(volume: Volume, package: ModelPackage) -> Region | None:
+    """Where to look in an image that is larger than what the package knows; None where it is not, or none is known."""
+    limit = package.reliability.get("largest_field_of_view_mm")
+    return package.region if limit is not None and max(volume.grid.size_mm) > float(limit) else None
+
+
+def in_region(
+    volume: Volume, package: ModelPackage, region: Region, found: Segmentation, draw: Callable[[Volume], Segmentation]
 ) -> Segmentation:
-    """The result with structures drawn again where that can be trusted, and a finding for each of them.
+    """What `draw` finds in crops around the structures of the region, on the whole image's grid.
 
-    greys: tissue → [[mean, spread], …] of log grey values, as `by_intensity` finds them.
+    found: these structures, by the package that the region names. Raises `InputError` where there are none, or where the
+    image's contrast is not what the package was trained on.
     """
-    names = {name: value for value, name in result.names.items()}
-    labels = np.array(result.labels)
-    findings: list[Finding] = []
-    by_other: dict[str, str] = {}
-    for step in steps:
-        value = names.get(step.structure)
-        if value is None or not (labels == value).any():
-            continue
-        reason = _asked_for(step.structure, value, result) or _contrast(step, greys)
-        if reason is None:
-            box = _box(labels == value, step.margin_mm, result)
-            reason = _redraw(labels, value, box, step, volume, predict)
-        details = {"structure": step.structure, "model": step.model}
-        if reason is None:
-            by_other[step.structure] = step.model
-            text = f"{step.structure} was found by one model and drawn by {step.model} in a crop around it"
-            findings.append(Finding("drawn-by-another-model", text, "info", details))
-        else:
-            text = f"{step.structure} was not drawn again by {step.model}: {reason}"
-            findings.append(Finding("not-drawn-again", text, "info", details))
-    if not findings:
-        return result
-    metadata = {**result.metadata, **({"drawn_by": by_other} if by_other else {})}
-    return replace(result, labels=freeze(labels), findings=(*result.findings, *findings), metadata=metadata)
+    _check_contrast(region, package, found.metadata.get("grey_values", {}))
+    boxes = [_box(found.mask(name), region, volume) for name in region.structures if found.mask(name).any()]
+    if not boxes:
+        raise InputError(
+            f"{region.model} found no {' and no '.join(region.structures)} in this image, and model {package.name!r} knows "
+            "crops alone; crop the image around the structure"
+        )
+    crops = [_cropped(volume, box) for box in boxes]
+    if any(region_for(crop, package) for crop in crops):
+        raise InputError(
+            f"what {region.model} takes for {' and '.join(region.structures)} is larger than model {package.name!r} knows; "
+            "crop the image around the structure"
+        )
+    parts = [draw(crop) for crop in crops]
+    where = f"in crops around {', '.join(n for n in region.structures if found.mask(n).any())}"
+    text = f"looked for {where}, which {region.model} found: nothing outside them was looked at"
+    details = {"model": region.model, "boxes": [[[s.start, s.stop] for s in box] for box in boxes]}
+    findings = {(f.code, f.message): f for part in parts for f in part.findings}
+    return Segmentation(
+        freeze(_pasted([p.labels for p in parts], boxes, volume)), volume.grid, parts[0].names, groups=parts[0].groups,
+        probabilities={
+            n: freeze(_pasted([p.probabilities[n] for p in parts], boxes, volume)) for n in parts[0].probabilities
+        },
+        synthesised=volume.synthesised, uncertainty=volume.uncertainty,
+        findings=(*findings.values(), Finding("found-by-another-model", text, "info", details)),
+        metadata={**parts[0].metadata, "expected_dice": _least(parts), "found_by": region.model},
+    )  # fmt: skip
 
 
-def _asked_for(structure: str, value: int, result: Segmentation) -> str | None:
-    """A probability that was asked for is this model's: labels that do not follow from it would contradict it."""
-    if any(name == structure or value in result.values(name) for name in result.probabilities):
-        return "its probability was asked for"
-    return None
+def _check_contrast(region: Region, package: ModelPackage, greys: Mapping[str, Any]) -> None:
+    means = [float(np.mean([mean for mean, _ in greys[tissue]])) for tissue in region.dark_to_bright if tissue in greys]
+    if len(means) < len(region.dark_to_bright) or not all(a < b for a, b in pairwise(means)):
+        raise InputError(
+            f"model {package.name!r} knows images in which, from dark to bright, {', '.join(region.dark_to_bright)} follow "
+            f"each other, and here they do not; use such a series, or a model that knows this one"
+        )
 
 
-def _contrast(step: Refinement, greys: Mapping[str, Any]) -> str | None:
-    if not step.dark_to_bright:
-        return None
-    if any(tissue not in greys for tissue in step.dark_to_bright):
-        return "the image's contrast is not known"
-    means = [float(np.mean([mean for mean, _ in greys[tissue]])) for tissue in step.dark_to_bright]
-    if all(a < b for a, b in pairwise(means)):
-        return None
-    return f"it knows images in which, from dark to bright, {', '.join(step.dark_to_bright)} follow each other"
-
-
-def _box(mask: Array, margin_mm: Sequence[float], result: Segmentation) -> tuple[slice, slice, slice]:
-    """Study voxels around the mask. margin_mm: along R, A, S; an oblique axis takes that of the nearest of them."""
-    found = np.nonzero(mask)
-    world = np.abs(result.grid.affine[:3, :3])
+def _box(mask: Array, region: Region, volume: Volume) -> Box:
+    """Voxels around the mask; an oblique axis takes the margin of the nearest of R, A and S."""
+    world = np.abs(volume.grid.affine[:3, :3])
     sides = []
-    for axis, (index, size, spacing) in enumerate(zip(found, mask.shape, result.grid.spacing_mm, strict=True)):
-        margin = int(np.ceil(margin_mm[int(world[:, axis].argmax())] / spacing))
+    for axis, (index, size, spacing) in enumerate(
+        zip(np.nonzero(mask), mask.shape, volume.grid.spacing_mm, strict=True)
+    ):
+        margin = int(np.ceil(region.margin_mm[int(world[:, axis].argmax())] / spacing))
         sides.append(slice(max(0, int(index.min()) - margin), min(size, int(index.max()) + 1 + margin)))
     return sides[0], sides[1], sides[2]
 
 
-def _redraw(
-    labels: Array, value: int, box: tuple[slice, slice, slice], step: Refinement, volume: Volume, predict: Predict
-) -> str | None:
-    """Change `labels` in the box; or say why not."""
-    from scipy import ndimage
-
+def _cropped(volume: Volume, box: Box) -> Volume:
     grid = volume.grid.crop([s.start for s in box], [s.stop for s in box])
-    try:
-        drawn = predict(step.model, Volume(freeze(volume.data[box].copy()), grid, modality=volume.modality), step.finds)
-    except Slice3DError as error:
-        return str(error)
-    part = labels[box]
-    old, new = part == value, drawn.mask(step.finds)
-    both = np.count_nonzero(old) + np.count_nonzero(new)
-    agreement = 2 * np.count_nonzero(old & new) / both
-    if agreement < _AGREEMENT:
-        return f"the two models agree by a Dice of {agreement:.2f} only"
-    gone = old & ~new
-    if gone.any():  # what borders on a structure reaches as far as the structure did not
-        nearest = ndimage.distance_transform_edt(
-            old, sampling=volume.grid.spacing_mm, return_distances=False, return_indices=True
-        )
-        part[gone] = part[tuple(nearest)][gone]
-    part[new] = value
-    return None
+    return Volume(freeze(volume.data[box].copy()), grid, modality=volume.modality)
+
+
+def _pasted(parts: Sequence[Array], boxes: Sequence[Box], volume: Volume) -> Array:
+    """The largest value wins where crops overlap: something over nothing."""
+    out = np.zeros(volume.grid.shape, parts[0].dtype)
+    for part, box in zip(parts, boxes, strict=True):
+        np.maximum(out[box], part, out=out[box])
+    return out
+
+
+def _least(parts: Sequence[Segmentation]) -> dict[str, float]:
+    """The least expected Dice of each structure."""
+    tables = [part.metadata.get("expected_dice", {}) for part in parts]
+    return {name: min(t[name] for t in tables if name in t) for name in tables[0]}

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slice3d import anatomy
 from slice3d.errors import InputError
 from slice3d.inference import checks, memory, postprocess, reliability
 from slice3d.inference.by_intensity import reduce_by_intensity
-from slice3d.inference.cascade import refined
+from slice3d.inference.cascade import in_region, region_for
 from slice3d.inference.case import Case, Run, moved, padded, permuted, permuted_floats, slab_axis, three
 from slice3d.inference.census import Point, centres
 from slice3d.inference.decide import Decision, decision_for, label_type, names_of, only, wanted_structures
@@ -33,6 +34,7 @@ from slice3d.inference.region import Box, grown, locate
 from slice3d.inference.settings import InferenceSettings
 from slice3d.inference.sweep import Sweep, planes
 from slice3d.models import registry
+from slice3d.models.own_steps import Region
 from slice3d.models.package import ModelPackage
 from slice3d.progress import Progress, silent
 from slice3d.volume import Segmentation, Volume, freeze
@@ -62,7 +64,7 @@ class Engine:
         start = time.perf_counter()
         self.networks = Networks(package, folds, self.device, self.dtype)
         self.load_seconds = time.perf_counter() - start
-        self._others: dict[str, Engine] = {}
+        self._finder: Engine | None = None
 
     def predict(
         self,
@@ -82,18 +84,26 @@ class Engine:
         settings = settings or self.settings
         volumes = (volume,) if isinstance(volume, Volume) else tuple(volume)
         wanted = wanted_structures(self.package, structures)
+        region = None if settings.allow_unexpected_input else region_for(volumes[0], self.package)
+        if region is not None:
+            return self._in_region(region, volumes[0], structures, settings, progress)
         run = Run({})
         begin = time.perf_counter()
         findings = [*checks.check_input(volumes, self.package, allow=settings.allow_unexpected_input)]
         run.clock("check", begin)
-        # a step that belongs to the model may weigh structures against each other: it sees all of them
         own_steps = self.package.keep_largest if settings.postprocess is not False else ()
+        cleaned = settings.postprocess if settings.postprocess is not None else self.package.origin == "native"
+        bones = self._bones(wanted) if cleaned else ()
+        # a step that belongs to the model may weigh structures against each other: it sees all of them
         looked_for = self.package.structures if own_steps or self.package.tissues else wanted
+        looked_for = (*wanted, "body") if bones and looked_for is wanted else looked_for
         with computing(settings.threads):
             labels, probabilities, tallies, places = self._run(volumes, looked_for, settings, run, progress)
         start = time.perf_counter()
         if looked_for is not wanted:
             postprocess.keep_largest(labels, own_steps)
+            if bones:
+                postprocess.drop_detached(labels, bones)
             labels = only(labels, self.package, wanted)
             tallies = {name: tallies[name] for name in wanted}
         names, groups = names_of(self.package, wanted)
@@ -101,13 +111,9 @@ class Engine:
             freeze(labels), volumes[0].grid, names, groups=groups, probabilities=probabilities,
             synthesised=volumes[0].synthesised, uncertainty=volumes[0].uncertainty,
         )  # fmt: skip
-        if settings.postprocess if settings.postprocess is not None else self.package.origin == "native":
+        if cleaned:
             result = postprocess.clean(result, wanted)
         run.clock("postprocess", start)
-        start = time.perf_counter()
-        if self.package.refinements and settings.postprocess is not False:
-            result = refined(result, volumes[0], self.package.refinements, run.grey_values or {}, self._other)
-        run.clock("refine", start)
         start = time.perf_counter()
         measured = reliability.measure(tallies, self.package)
         ranges = self.package.reliability.get("volume_ml")
@@ -117,15 +123,28 @@ class Engine:
         return replace(
             result,
             findings=(*result.findings, *findings),
-            metadata={**result.metadata, **self._metadata(wanted, measured, run, settings)},
+            metadata=self._metadata(wanted, measured, run, settings),
         )
 
-    def _other(self, model: str, volume: Volume, structure: str) -> Segmentation:
-        """What another package finds; loaded on first use, kept warm beside this one."""
-        if model not in self._others:
-            settings = replace(self.settings, folds=None, probabilities=(), allow_unexpected_input=False)
-            self._others[model] = Engine(registry.package(model), settings)
-        return self._others[model].predict(volume, structures=[structure])
+    def _bones(self, wanted: Sequence[str]) -> tuple[int, ...]:
+        """Labels of bones that were asked for without the body, where the package knows a body that they belong to."""
+        package = self.package
+        if "body" not in package.structures or "body" in wanted:
+            return ()
+        bones = [n for n in wanted if n in anatomy.STRUCTURES and anatomy.STRUCTURES[n].kind == "bone"]
+        return tuple(value for name in bones for value in package.values(name))
+
+    def _in_region(
+        self, region: Region, volume: Volume, structures: Sequence[str] | None, settings: InferenceSettings,
+        progress: Progress,
+    ) -> Segmentation:  # fmt: skip
+        """Another package finds the region; loaded on first use, kept warm beside this one."""
+        if self._finder is None:
+            how = replace(self.settings, folds=None, probabilities=(), memory_gib=settings.memory_gib)
+            self._finder = Engine(registry.package(region.model), how)
+        found = self._finder.predict(volume, structures=region.structures, progress=progress)
+        draw = partial(self.predict, structures=structures, settings=settings)
+        return in_region(volume, self.package, region, found, draw)
 
     def _run(
         self,

@@ -39,6 +39,24 @@ def clean(result: Segmentation, wanted: Sequence[str]) -> Segmentation:
     return replace(result, labels=freeze(labels), findings=(*result.findings, *findings))
 
 
+def drop_detached(labels: NDArray[Any], values: Sequence[int]) -> None:
+    """Take labels off, in place, where they lie in small pieces that do not touch the body.
+
+    labels: everything that belongs to a body, non-zero. values: labels that such pieces lose. A couch's rails and cables
+    are as bright as bone; an arm beside the trunk is far more than a hundredth of it.
+    """
+    from scipy import ndimage
+
+    components, count = ndimage.label(labels, structure=np.ones((3, 3, 3), bool))
+    if count < 2:
+        return
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    small = sizes < _FRAGMENT_SHARE * sizes.max()
+    small[0] = False
+    labels[small[components] & np.isin(labels, values)] = 0
+
+
 def keep_largest(labels: NDArray[Any], steps: Sequence[KeepLargest]) -> None:
     """Apply a model's own steps in place: other components than the largest become background."""
     for step in steps:

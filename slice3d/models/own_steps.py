@@ -35,16 +35,15 @@ class Tissue:
 
 
 @dataclass(frozen=True)
-class Refinement:
-    """A structure that the package `model` draws better in a crop around what was found.
+class Region:
+    """Where a package for crops is to look in a larger image: around structures that another package finds.
 
-    structure: a label's name. finds: the name of the same thing in `model`. margin_mm: of the crop, along R, A and S.
-    dark_to_bright: tissues whose grey values must come in this order, because `model` knows no other contrast.
+    model, structures: whose and which. margin_mm: of the crop around each of them, along R, A and S. dark_to_bright:
+    tissues of that package whose grey values must come in this order, because this one knows no other contrast.
     """
 
-    structure: str
     model: str
-    finds: str
+    structures: tuple[str, ...]
     margin_mm: tuple[float, float, float]
     dark_to_bright: tuple[str, ...] = ()
 
@@ -90,21 +89,23 @@ def tissues(raw: Mapping[str, Any], wrong: Wrong, labels: Mapping[int, str], cha
     return found
 
 
-def refinements(raw: Mapping[str, Any], wrong: Wrong, labels: Mapping[int, str]) -> tuple[Refinement, ...]:
-    """`refinements` of a `model.json`."""
-    known = {str(t.get("name")) for t in raw.get("tissues", []) if isinstance(t, dict)}
-    expected = "objects with structure (a label), model, finds, margin_mm (three numbers) and dark_to_bright (tissues)"
+def region(raw: Mapping[str, Any], wrong: Wrong) -> Region | None:
+    """`region` of a `model.json`; None where there is none."""
+    value = raw.get("region")
+    if value is None:
+        return None
     try:
-        found = tuple(
-            Refinement(
-                str(r["structure"]), str(r["model"]), str(r["finds"]),
-                (float(r["margin_mm"][0]), float(r["margin_mm"][1]), float(r["margin_mm"][2])),
-                tuple(str(t) for t in r.get("dark_to_bright", [])),
-            )
-            for r in raw.get("refinements", [])
-        )  # fmt: skip
-    except (TypeError, KeyError, ValueError, IndexError) as error:
-        raise wrong("refinements", expected) from error
-    if not all(r.structure in labels.values() and set(r.dark_to_bright) <= known for r in found):
-        raise wrong("refinements", expected)
+        a, b, c = (float(margin) for margin in value["margin_mm"])
+        found = Region(
+            str(value["model"]),
+            tuple(str(n) for n in value["structures"]),
+            (a, b, c),
+            tuple(str(t) for t in value.get("dark_to_bright", [])),
+        )
+    except (TypeError, KeyError, ValueError) as error:
+        raise wrong(
+            "region", "an object with model, structures, margin_mm (three numbers) and dark_to_bright"
+        ) from error
+    if not found.structures or min(found.margin_mm) < 0:
+        raise wrong("region", "at least one structure and margins of at least 0 mm")
     return found

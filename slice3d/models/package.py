@@ -15,7 +15,7 @@ from typing import Any
 from slice3d import anatomy
 from slice3d.errors import ModelError
 from slice3d.models import own_steps
-from slice3d.models.own_steps import KeepLargest, Refinement, Tissue
+from slice3d.models.own_steps import KeepLargest, Region, Tissue
 
 FORMAT = "slice3d-model/1"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -98,7 +98,7 @@ class ModelPackage:
     regions: for sigmoid outputs, the label value each channel writes (0: none), later channels over earlier ones.
     threshold: raw score above which a sigmoid channel is there. keep_largest: steps that belong to the model.
     tissues: where not empty, borders are put where the image's own grey values change (`inference.by_intensity`).
-    refinements: structures that another package draws better once this one has found them (`inference.cascade`).
+    region: where to look in images larger than this package knows (`inference.cascade`).
     """
 
     name: str
@@ -128,7 +128,7 @@ class ModelPackage:
     threshold: float = 0.0
     keep_largest: tuple[KeepLargest, ...] = ()
     tissues: tuple[Tissue, ...] = ()
-    refinements: tuple[Refinement, ...] = ()
+    region: Region | None = None
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -251,7 +251,7 @@ def parse_package(raw: Any, folder: Path, *, builtin: bool = False) -> ModelPack
         threshold=fields.number("threshold", 0.0),
         keep_largest=own_steps.keep_largest(raw, fields.wrong),
         tissues=own_steps.tissues(raw, fields.wrong, labels, len(channels)),
-        refinements=own_steps.refinements(raw, fields.wrong, labels),
+        region=own_steps.region(raw, fields.wrong),
     )
 
 

@@ -57,10 +57,9 @@ def package(name: str, *, folder: Path | None = None) -> ModelPackage:
 
 
 def identity(wanted: ModelPackage, *, folder: Path | None = None) -> str:
-    """What a result of this package depends on: its weights and those of installed packages that refine its result."""
-    installed = packages(folder=folder) if wanted.refinements else {}
-    others = {r.model: installed[r.model].sha256 for r in wanted.refinements if r.model in installed}
-    return "+".join([wanted.sha256, *(others[name] for name in sorted(others))])
+    """What a result of this package depends on: its weights and those of the package that finds its region."""
+    other = packages(folder=folder).get(wanted.region.model) if wanted.region is not None else None
+    return wanted.sha256 if other is None else f"{wanted.sha256}+{other.sha256}"
 
 
 def find(

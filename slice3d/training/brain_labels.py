@@ -65,15 +65,6 @@ TISSUES: tuple[dict[str, Any], ...] = (
 )
 """What looks alike in one image, whatever the sequence; the cerebellum is grey and white matter in one."""
 
-REFINEMENTS: tuple[dict[str, Any], ...] = tuple(
-    {
-        "structure": f"hippocampus_{side}", "model": "mr-hippocampus", "finds": "hippocampus",
-        "margin_mm": [10, 12, 12], "dark_to_bright": ["fluid", "grey matter", "white matter"],
-    }
-    for side in ("left", "right")
-)  # fmt: skip
-"""`mr-hippocampus` has seen T1 alone."""
-
 _WHITE, _GREY, _FLUID = 1, 2, 3
 _FAMILY: dict[int, tuple[int, int, float]] = {
     2: (_WHITE, _WHITE, 0), 7: (_WHITE, _WHITE, 0), 16: (_WHITE, _GREY, 0.4), 28: (_WHITE, _GREY, 0.5),

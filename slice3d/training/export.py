@@ -20,7 +20,7 @@ class CardFacts:
     """What a package says about itself beyond its network.
 
     groups: structure name → label values whose union it is. training, scores, reliability, expected_intensity,
-    keep_largest, tissues, refinements: as in `model.json`. card: the text of README.md.
+    keep_largest, tissues, region: as in `model.json`. card: the text of README.md.
     """
 
     name: str
@@ -35,7 +35,7 @@ class CardFacts:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     keep_largest: Sequence[Mapping[str, Any]] = ()
     tissues: Sequence[Mapping[str, Any]] = ()
-    refinements: Sequence[Mapping[str, Any]] = ()
+    region: Mapping[str, Any] | None = None
     card: str = ""
 
 
@@ -70,7 +70,7 @@ def export(checkpoint: Path | Sequence[Path], settings: TrainSettings, facts: Ca
         "sampling": {"resampling": "average", "pad": "lowest", "overlap": 0.5, **facts.sampling},
         "keep_largest": [dict(step) for step in facts.keep_largest],
         "tissues": [dict(tissue) for tissue in facts.tissues],
-        "refinements": [dict(step) for step in facts.refinements],
+        **({"region": dict(facts.region)} if facts.region else {}),
         "training": dict(facts.training),
         "scores": dict(facts.scores),
         "reliability": dict(facts.reliability),

@@ -10,9 +10,15 @@ from slice3d.training.export import CardFacts
 from slice3d.training.hippocampus import GROUPS, LICENCE, SOURCE
 from slice3d.training.settings import TrainSettings
 
-VERSION = "0.1.0"
+VERSION = "0.1.1"
 LARGEST_MM = 90.0
 """Crops of 24 to 59 mm were trained on; half as much again is let through."""
+
+REGION = {
+    "model": "mr-brain", "structures": ["hippocampus_left", "hippocampus_right"], "margin_mm": [10, 12, 12],
+    "dark_to_bright": ["fluid", "grey matter", "white matter"],
+}  # fmt: skip
+"""On a whole head; T1 alone was trained on."""
 
 WHILE_TRAINING = (
     "These are the Dice of the last validation of each fold's training: its first 12 held-out cases. "
@@ -31,6 +37,7 @@ def package_facts(
         licence=LICENCE,
         modality=("MR",),
         groups=GROUPS,
+        region=REGION,
         training={
             "recipe": "slice3d train --recipe mr-hippocampus",
             "source": SOURCE,

@@ -1,106 +1,151 @@
-"""Structures drawn again by another model: what changes, and what is left alone."""
+"""A package for crops on a larger image: where it looks, what comes back, when it refuses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from slice3d.errors import InputError
+from slice3d.errors import InputError, ModelError
+from slice3d.findings import Finding
 from slice3d.grid import Grid
-from slice3d.inference.cascade import refined
-from slice3d.models.own_steps import Refinement
+from slice3d.inference import Engine, InferenceSettings
+from slice3d.inference.cascade import in_region, region_for
+from slice3d.models import ModelPackage, registry
+from slice3d.models.own_steps import Region
 from slice3d.volume import Segmentation, Volume
+from tests.inference.builders import Pointwise, write_package
 
-STEP = Refinement("core", "fine-model", "kernel", (4.0, 6.0, 8.0), ("dark", "bright"))
 GREYS = {"dark": [[-1.0, 0.1]], "bright": [[-0.5, 0.1], [-0.3, 0.1]]}
-SHAPE = (30, 26, 40)
-# i runs to the left, j to superior, k to anterior; 1 × 2 × 0.5 mm
+SHAPE = (40, 26, 60)
+# i runs to the left in 1 mm, j to superior in 2 mm, k to anterior in 0.5 mm
 AFFINE = np.array([[-1.0, 0, 0, 9], [0, 0, 0.5, -4], [0, 2.0, 0, 7], [0, 0, 0, 1]])
+REGION: dict[str, Any] = {
+    "model": "finder", "structures": ["core_left", "core_right"], "margin_mm": [4, 6, 8],
+    "dark_to_bright": ["dark", "bright"],
+}  # fmt: skip
+WHERE = Region("finder", ("core_left", "core_right"), (4.0, 6.0, 8.0), ("dark", "bright"))
 
 
-def found() -> Segmentation:
+@pytest.fixture
+def package(tmp_path: Path) -> ModelPackage:
+    return write_package(
+        tmp_path / "crops", Pointwise(), modality=["MR"], region=REGION, reliability={"largest_field_of_view_mm": 30.0}
+    )
+
+
+def found(**metadata: Any) -> Segmentation:
     labels = np.zeros(SHAPE, np.uint8)
-    labels[5:25, 5:21, 8:32] = 1
-    labels[10:16, 9:14, 14:24] = 2
-    return Segmentation(labels, Grid(SHAPE, AFFINE), {1: "around", 2: "core"}, groups={"all": (1, 2)})
+    labels[8:12, 9:12, 30:40] = 1
+    labels[28:33, 10:13, 20:30] = 2
+    return Segmentation(
+        labels, Grid(SHAPE, AFFINE), {1: "core_left", 2: "core_right"}, metadata={"grey_values": GREYS, **metadata}
+    )
 
 
 def image() -> Volume:
     return Volume(np.arange(np.prod(SHAPE), dtype=np.int32).reshape(SHAPE), Grid(SHAPE, AFFINE), modality="MR")
 
 
-class Other:
-    """Draws the core one voxel further along i, wherever the crop lies."""
+class Draw:
+    """Draws a box in the middle of each crop, and remembers the crops."""
 
-    def __init__(self, shift: int = 1) -> None:
-        self.shift, self.seen = shift, [Volume(np.zeros((1, 1, 1)), Grid((1, 1, 1), np.eye(4)))]
+    def __init__(self) -> None:
+        self.crops: list[Volume] = []
 
-    def __call__(self, model: str, volume: Volume, structure: str) -> Segmentation:
-        assert (model, structure) == ("fine-model", "kernel")
-        self.seen.append(volume)
-        whole = np.roll(found().labels == 2, self.shift, axis=0)
-        start = np.rint(np.linalg.inv(AFFINE) @ volume.grid.affine[:, 3])[:3].astype(int)
-        part = whole[tuple(slice(a, a + n) for a, n in zip(start, volume.grid.shape, strict=True))]
-        return Segmentation(part.astype(np.uint8), volume.grid, {1: "kernel"})
+    def __call__(self, crop: Volume) -> Segmentation:
+        labels = np.zeros(crop.grid.shape, np.uint8)
+        labels[4:-4, 4:-4, 12:-12] = 1 + len(self.crops)
+        self.crops.append(crop)
+        return Segmentation(
+            labels, crop.grid, {1: "front", 2: "back"}, groups={"core": (1, 2)}, findings=(Finding("same", "said once"),),
+            probabilities={"core": (labels > 0).astype(np.float16)},
+            metadata={"model": "crops", "expected_dice": {"core": 0.9 - 0.1 * len(self.crops)}},
+        )  # fmt: skip
 
 
-def test_the_structure_is_as_the_other_model_draws_it_and_neighbours_close_up() -> None:
-    before, other = found(), Other()
-    after = refined(before, image(), [STEP], GREYS, other)
-    expected = np.roll(before.labels == 2, 1, axis=0)
-    assert np.array_equal(after.mask("core"), expected)
-    assert np.array_equal(after.labels > 0, before.labels > 0)  # what the core left is its neighbour's, not nothing
-    assert (after.labels[10, 9:14, 14:24] == 1).all()
-    assert [f.code for f in after.findings] == ["drawn-by-another-model"]
-    assert after.metadata["drawn_by"] == {"core": "fine-model"}
-    crop = other.seen[-1]
+def test_each_structure_is_drawn_in_its_own_crop_and_lies_where_it_lay(package: ModelPackage) -> None:
+    draw = Draw()
+    region = region_for(image(), package)
+    assert region is not None
+    result = in_region(image(), package, region, found(), draw)
     # 4 mm to the right and left, 8 up and down, 6 to the front and back, in voxels of 1, 2 and 0.5 mm
-    assert np.array_equal(crop.data, image().data[6:20, 5:18, 2:36])
-    assert before.findings == ()
-    assert (before.labels == 2).sum() == 300
-
-
-def refusing(*_: Any) -> Segmentation:
-    raise InputError("the image is too strange")
+    assert [c.data.shape for c in draw.crops] == [(12, 11, 34), (13, 11, 34)]
+    assert np.array_equal(draw.crops[0].data, image().data[4:16, 5:16, 18:52])
+    assert np.allclose(draw.crops[1].grid.to_world((0, 0, 0)), image().grid.to_world((24, 6, 8)))
+    assert np.array_equal(result.labels, found().labels)
+    assert np.array_equal(result.probabilities["core"] > 0.5, found().labels > 0)
+    assert [f.code for f in result.findings] == ["same", "found-by-another-model"]
+    assert result.metadata["expected_dice"] == {"core": pytest.approx(0.7)}
+    assert result.metadata["found_by"] == "finder"
+    assert result.grid.matches(image().grid)
 
 
 @pytest.mark.parametrize(
-    ("other", "greys", "why"),
+    ("coarse", "why"),
     [
-        (Other(5), GREYS, "agree by a Dice of 0.18"),
-        (refusing, GREYS, "too strange"),
-        (Other(), {"dark": [[-0.2, 0.1]], "bright": [[-0.5, 0.1]]}, "from dark to bright, dark, bright"),
-        (Other(), {}, "contrast is not known"),
+        (found(grey_values={"dark": [[-0.2, 0.1]], "bright": [[-0.5, 0.1]]}), "from dark to bright, dark, bright"),
+        (found(grey_values={}), "from dark to bright"),
+        (replace(found(), labels=np.zeros(SHAPE, np.uint8)), "found no core_left and no core_right"),
+        (replace(found(), labels=np.ones(SHAPE, np.uint8)), "larger than model 'crops' knows"),
     ],
 )
-def test_otherwise_it_stays_and_the_reason_is_said(
-    other: Callable[..., Segmentation], greys: dict[str, Any], why: str
-) -> None:
-    before = found()
-    after = refined(before, image(), [STEP], greys, other)
-    assert np.array_equal(after.labels, before.labels)
-    (finding,) = after.findings
-    assert (finding.code, finding.severity) == ("not-drawn-again", "info")
-    assert why in finding.message
-    assert "drawn_by" not in after.metadata
+def test_refusals_are_one_line(package: ModelPackage, coarse: Segmentation, why: str) -> None:
+    with pytest.raises(InputError, match=why) as caught:
+        in_region(image(), package, WHERE, coarse, Draw())
+    assert "\n" not in str(caught.value)
 
 
-def test_what_was_not_found_or_not_asked_for_is_not_looked_at() -> None:
-    empty = found()
-    nothing = Segmentation(np.where(empty.labels == 2, 1, empty.labels), empty.grid, empty.names)
-    assert refined(nothing, image(), [STEP], GREYS, refusing) is nothing
-    other_names = Segmentation(empty.labels, empty.grid, {1: "around", 2: "something"})
-    assert refined(other_names, image(), [STEP], GREYS, refusing) is other_names
+def test_one_side_is_enough(package: ModelPackage) -> None:
+    coarse = found()
+    one = replace(coarse, labels=np.where(coarse.labels == 2, 2, 0).astype(np.uint8))
+    draw = Draw()
+    result = in_region(image(), package, WHERE, one, draw)
+    assert len(draw.crops) == 1
+    assert "core_right," in result.findings[-1].message
+    assert "core_left" not in result.findings[-1].message
 
 
-@pytest.mark.parametrize("name", ["core", "all"])
-def test_a_probability_that_was_asked_for_is_not_contradicted(name: str) -> None:
-    before = found()
-    field = before.mask(name).astype(np.float16)
-    kept = Segmentation(before.labels, before.grid, before.names, groups=before.groups, probabilities={name: field})
-    after = refined(kept, image(), [STEP], GREYS, Other())
-    assert np.array_equal(after.labels, before.labels)
-    assert "probability" in after.findings[0].message
+def test_the_engine_asks_the_other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real engines: one finds bright blobs in the whole image, the other labels by intensity in crops of it."""
+    monkeypatch.setattr("slice3d.models.loading.build_network", lambda *_: Pointwise())
+    region = {**REGION, "structures": ["spleen"], "dark_to_bright": []}
+    common = {"modality": ["MR"], "intensity": {"scheme": "clip_zscore", "clip": [-90, 90], "mean": 0, "std": 10}}
+    limits = {"largest_field_of_view_mm": 60.0}
+    crops = write_package(tmp_path / "crops", Pointwise(), region=region, reliability=limits, **common)
+    finder = write_package(tmp_path / "finder", Pointwise(), **common)
+    monkeypatch.setattr(registry, "package", lambda name: {"finder": finder}[name])
+    data = np.full((60, 60, 60), -50, np.int16)
+    data[30:36, 20:27, 40:45] = 5  # between the thresholds of class 2, spleen
+    data[5:9, 5:9, 5:9] = -5
+    volume = Volume(data, Grid(data.shape, np.diag([3.0, 3.0, 3.0, 1])), modality="MR")
+    settings = InferenceSettings(precision="float32", postprocess=False, device="cpu", threads=1)
+    engine = Engine(crops, settings)
+    result = engine.predict(volume)
+    assert np.array_equal(result.labels == 2, data == 5)
+    assert result.metadata["found_by"] == "finder"
+    assert result.metadata["model"] == "crops"
+    whole = engine.predict(volume, settings=replace(settings, allow_unexpected_input=True))
+    assert "found_by" not in whole.metadata
+    small = Volume(data[25:40, 15:30, 35:50], Grid((15, 15, 15), np.diag([3.0, 3.0, 3.0, 1])), modality="MR")
+    assert "found_by" not in engine.predict(small).metadata
+
+
+def test_results_depend_on_both_packages(package: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
+    finder = replace(package, region=None)
+    monkeypatch.setattr(registry, "packages", lambda folder=None: {"finder": finder})
+    assert registry.identity(finder) == finder.sha256
+    assert registry.identity(package) == f"{package.sha256}+{finder.sha256}"
+    monkeypatch.setattr(registry, "packages", lambda folder=None: {})
+    assert registry.identity(package) == package.sha256
+
+
+@pytest.mark.parametrize(
+    "region", ["head", {"model": "x"}, {**REGION, "margin_mm": [1, 2]}, {**REGION, "structures": []}]
+)
+def test_a_region_that_makes_no_sense_is_refused(tmp_path: Path, region: Any) -> None:
+    with pytest.raises(ModelError, match="region"):
+        write_package(tmp_path / "bad", Pointwise(), region=region)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from slice3d.errors import InputError, ModelError
+from slice3d.grid import Grid
 from slice3d.inference import Engine, InferenceSettings, estimate, predict
 from slice3d.models import ModelPackage
 from slice3d.models.loading import load_network
@@ -293,3 +294,28 @@ def test_second_case_in_the_same_process_loads_nothing(tmp_path: Path, monkeypat
     again = predict(oblique_volume(), read_package(package.folder), settings=FLOAT32)
     assert loads == [0]
     np.testing.assert_array_equal(again.labels, first.labels)
+
+
+def test_rails_of_the_couch_are_not_bone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bone alone was asked for: what lies in small pieces beside the body is not taken for it; an arm is."""
+    monkeypatch.setattr("slice3d.models.loading.build_network", lambda *_: Pointwise((-1.0, 1.0)))
+    package = write_package(
+        tmp_path / "bones", Pointwise((-1.0, 1.0)), labels={"1": "body", "2": "bone"}, groups={"body": [1, 2]},
+        spacing_mm=[3.0, 3.0, 3.0],
+    )  # fmt: skip
+    data = np.full((60, 50, 40), -1000, np.int16)
+    data[15:45, 10:40] = 40
+    data[26:34, 18:26] = 800
+    data[3:9, 20:30] = 40
+    data[5:7, 24:26] = 800  # the arm
+    data[20:24, 45:48, :12] = 40
+    data[21:23, 46:47, :12] = 800  # the rail
+    volume = Volume(data, Grid(data.shape, np.diag([3.0, 3.0, 3.0, 1])), modality="CT")
+    engine = Engine(package, replace(FLOAT32, postprocess=None))
+    bone = engine.predict(volume, structures=["bone"])
+    expected = data == 800
+    expected[20:24, 45:48] = False
+    assert np.array_equal(bone.mask("bone"), expected)
+    assert bone.structures == ("bone",)
+    kept = Engine(package, FLOAT32).predict(volume, structures=["bone"])
+    assert np.array_equal(kept.mask("bone"), data == 800)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from slice3d.grid import Grid
 from slice3d.progress import Progress, silent
 from slice3d.superres.scene import Array, Image, View, coarser
-from slice3d.superres.variation import Term, VariationSettings, reconstruct
+from slice3d.superres.variation import DARK, Term, VariationSettings, noise_of, reconstruct
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,8 @@ def terms_of(views: Sequence[View], lattice: Grid, bounds: tuple[float, float]) 
         mask = view.inside(lattice)
         a, b, _ = view.frame.spacing_mm
         weight = a * b * view.operator.slice_step_mm / voxel
-        terms.append(Term(view.project(lattice), target, None if mask.all() else mask, weight))
+        noise = noise_of(target, DARK)
+        terms.append(Term(view.project(lattice), target, None if mask.all() else mask, weight, noise))
     return terms
 
 

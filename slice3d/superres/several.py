@@ -22,7 +22,7 @@ from slice3d.superres.scene import Image, Turned, View, coarser, resampled, slic
 from slice3d.superres.single import bounds_of, network_minutes
 from slice3d.superres.stack import Stack, gap_finding, make_stack, through_plane_axis
 from slice3d.superres.uncertainty import calibrate_crossed
-from slice3d.superres.variation import VariationSettings, agree, reconstruct
+from slice3d.superres.variation import DARK, VariationSettings, agree, noise_of, reconstruct, strength_for
 from slice3d.volume import Volume, freeze
 
 # The share of the first stack's field of view that another must see.
@@ -137,12 +137,16 @@ def by_network(
     from slice3d.superres.implicit import FieldSettings, fit_field
 
     low, size = scene.bounds
+    terms = terms_of(scene.views, scene.lattice, scene.bounds)
     chosen = FieldSettings(
-        minutes=network_minutes(settings, begin, image.size), steps=settings.steps, seed=settings.seed
+        minutes=network_minutes(settings, begin, image.size),
+        steps=settings.steps,
+        seed=settings.seed,
+        strength=strength_for(terms),
     )
     start = ((image - low) / size).astype(np.float32)
     field, steps = fit_field(scene.views, scene.lattice, scene.bounds, start, settings=chosen, progress=progress)
-    made = agree(terms_of(scene.views, scene.lattice, scene.bounds), field.render(progress), steps=4)
+    made = agree(terms, field.render(progress), steps=4)
     return made * np.float32(size) + np.float32(low), steps
 
 
@@ -188,7 +192,16 @@ def _result(scene: Scene, image: Image, facts: dict[str, Any], start: float) -> 
         difference = (view.project(scene.lattice).forward(image) * gain + offset - stack.slices)[mask]
         rms = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
         profile = view.operator.profile.to_dict()
-        rows.append({**row, "consistency_rms": rms, "slice_step_mm": view.operator.slice_step_mm, "profile": profile})
+        noise = noise_of(stack.slices, gain * (scene.bounds[0] + DARK * scene.bounds[1]) + offset)
+        rows.append(
+            {
+                **row,
+                "consistency_rms": rms,
+                "noise": noise,
+                "slice_step_mm": view.operator.slice_step_mm,
+                "profile": profile,
+            }
+        )
         total, count = total + rms**2 * difference.size, count + difference.size
     synthesised = ~_measured(scene)
     details = {
@@ -251,7 +264,7 @@ def _of_stacks(scene: Scene) -> list[Finding]:
 def _findings(scene: Scene, details: dict[str, Any]) -> list[Finding]:
     first = scene.stacks[0]
     unit = "HU" if first.volume.modality == "CT" else "intensity units"
-    residuals = ", ".join(f"{row['consistency_rms']:.2g}" for row in details["stacks"])
+    residuals = ", ".join(f"{row['consistency_rms']:.2g} (noise {row['noise']:.2g})" for row in details["stacks"])
     text = (
         f"{len(scene.stacks)} stacks were joined at {first.operator.step_mm:.2f} mm by {details['method']}: "
         f"{details['synthesised_share']:.0%} of the voxels are estimates, not measurements; averaged over its slice "

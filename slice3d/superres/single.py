@@ -15,7 +15,7 @@ from slice3d.superres.interpolate import bspline
 from slice3d.superres.methods import Fitted, UpsampleSettings
 from slice3d.superres.profile import SliceOperator
 from slice3d.superres.scene import Separable, View
-from slice3d.superres.variation import Term, VariationSettings, reconstruct
+from slice3d.superres.variation import DARK, Term, VariationSettings, noise_of, reconstruct
 
 # Rendering ten million voxels on two cores.
 RENDER_MINUTES = 0.5
@@ -37,13 +37,14 @@ class Variation:
         progress: Progress = silent,
     ) -> Fitted:
         """Nothing to learn; only the range of intensities is taken from (a, b, n) slices."""
-        return _Variation(in_plane_mm, bounds_of(slices), progress)
+        return _variation(slices, in_plane_mm, progress)
 
 
 @dataclass(frozen=True, eq=False)
 class _Variation:
     in_plane_mm: tuple[float, float]
     bounds: tuple[float, float]
+    noise: float
     progress: Progress
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -62,12 +63,17 @@ class _Variation:
         start = np.ascontiguousarray(target @ bspline(operator.slices_mm, operator.fine_mm).T.astype(np.float32))
         matrix = np.ascontiguousarray(operator.matrix, dtype=np.float32)
         weight = operator.slice_step_mm / operator.step_mm
-        term = Term(Separable((None, None, matrix), (0, 1, 2)), target, None, weight)
+        term = Term(Separable((None, None, matrix), (0, 1, 2)), target, None, weight, self.noise)
         # one stack leaves more to the prior than several do: more rounds
         image = reconstruct([term], start, spacing, settings=VariationSettings(rounds=8), progress=self.progress)
         image *= np.float32(size)
         image += np.float32(low)
         return image
+
+
+def _variation(slices: NDArray[np.float32], in_plane_mm: tuple[float, float], progress: Progress) -> _Variation:
+    low, size = bounds_of(slices)
+    return _Variation(in_plane_mm, (low, size), noise_of(slices, low + DARK * size) / size, progress)
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,13 @@ class Implicit:
 
         begin = time.perf_counter()
         bounds = bounds_of(slices)
-        variation = _Variation(in_plane_mm, bounds, progress)
+        variation = _variation(slices, in_plane_mm, progress)
         start = (variation.estimate(slices, operator) - bounds[0]) / bounds[1]
         lattice = Grid.from_spacing(start.shape, (*in_plane_mm, operator.step_mm))
         view = View(slices, operator, lattice, np.zeros(3))
         left = network_minutes(settings, begin, start.size)
-        chosen = FieldSettings(minutes=left, steps=settings.steps, seed=settings.seed)
+        strength = max(FieldSettings.strength, variation.noise)
+        chosen = FieldSettings(minutes=left, steps=settings.steps, seed=settings.seed, strength=strength)
         field_, steps = fit_field([view], lattice, bounds, start, settings=chosen, progress=progress)
         image = field_.render(progress) * np.float32(bounds[1]) + np.float32(bounds[0])
         return _Rendered(image, variation, {"training_steps": steps})

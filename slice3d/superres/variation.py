@@ -7,7 +7,7 @@ last one's image. Intensities are in units of their own range."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from slice3d.progress import Progress, silent
 from slice3d.superres.scene import Image, Projector, in_parts
 
+# Share of the intensity range below which voxels are air, whose noise says nothing.
+DARK = 0.1
+
 
 @dataclass(frozen=True)
 class VariationSettings:
-    """strength: of the total variation against the data. rounding: steps below this share of the intensity range are
+    """strength: of the total variation against the data; least, where the noise asks for more. rounding: steps below this share of the intensity range are
     smoothed quadratically instead. rounds: of edge weights; steps: of conjugate gradients in each."""
 
     strength: float = 3e-3
@@ -29,12 +32,15 @@ class VariationSettings:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """What one stack asks of the volume: that `projector` sees `target` (in units of the range) where `mask` is true."""
+    """What one stack asks of the volume: that `projector` sees `target` (in units of the range) where `mask` is true.
+
+    noise: standard deviation of the target's."""
 
     projector: Projector
     target: Image
     mask: NDArray[np.bool_] | None
     weight: float
+    noise: float = 0.0
 
     def pull(self, image: Image) -> Image:
         """Minus the gradient of half the weighted misfit."""
@@ -49,6 +55,12 @@ class Term:
             slices = slices * self.mask
         out: Image = self.projector.adjoint(slices * np.float32(self.weight))
         return out
+
+
+def strength_for(terms: Sequence[Term], least: float = VariationSettings.strength) -> float:
+    """The strength of the prior: the noise of the slices, which was best for 1 to 6 % of it (CT and MR), and `least`
+    where there is hardly any."""
+    return max(least, float(np.mean([term.noise for term in terms])))
 
 
 def reconstruct(
@@ -66,23 +78,41 @@ def reconstruct(
     image = start
     for n in range(settings.rounds):
         weight = _weights(image, scale, settings.rounding)
-        weight *= np.float32(settings.strength)
+        weight *= np.float32(strength_for(terms, settings.strength))
         image = descend(terms, image, scale, weight, settings.steps)
         progress("reconstruction", (n + 1) / settings.rounds)
     return image
 
 
 def agree(terms: Sequence[Term], start: Image, *, steps: int = 6, damping: float = 1e-3) -> Image:
-    """The volume near `start` that agrees with every stack: conjugate gradients on the smallest smooth change."""
+    """The volume near `start` that agrees with every stack to its noise: the smallest smooth change that removes what
+    differs by more, by conjugate gradients."""
     weight = np.full(start.shape, damping, dtype=np.float32)
-    change = descend(
-        [Term(t.projector, t.target - t.projector.forward(start), t.mask, t.weight) for t in terms],
-        np.zeros_like(start),
-        np.ones(3, np.float32),
-        weight,
-        steps,
-    )
-    return start + change
+    left = [replace(term, target=_beyond_noise(term, start)) for term in terms]
+    return start + descend(left, np.zeros_like(start), np.ones(3, np.float32), weight, steps)
+
+
+def _beyond_noise(term: Term, image: Image) -> Image:
+    """(a, b, n) what `image` leaves unexplained, less the share of its local power that noise explains (Wiener)."""
+    from scipy import ndimage
+
+    difference: Image = term.target - term.projector.forward(image)
+    if term.noise <= 0:
+        return difference
+    power = ndimage.uniform_filter(np.square(difference), (5, 5, 1), mode="nearest")
+    out: Image = difference * np.clip(1 - term.noise**2 / np.maximum(power, 1e-20), 0, 1).astype(np.float32)
+    return out
+
+
+def noise_of(slices: Image, low: float) -> float:
+    """Standard deviation of white noise in (a, b, n) slices: the median of a filter that is blind to whatever changes
+    linearly along an in-plane axis (Immerkær 1996), where they are brighter than `low`. 0 when there is no such place."""
+    if min(slices.shape[:2]) < 3:
+        return 0.0
+    rows = slices[:-2] - 2 * slices[1:-1] + slices[2:]
+    found = np.abs(rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]) / 6
+    shown = found[slices[1:-1, 1:-1] > low]
+    return float(np.median(shown)) / 0.6745 if shown.size else 0.0
 
 
 def descend(terms: Sequence[Term], start: Image, scale: Image, weight: Image, steps: int) -> Image:

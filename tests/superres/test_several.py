@@ -269,6 +269,16 @@ def test_three_stacks_beat_any_single_one_and_agree_with_all(still, moved):
     assert np.mean(error < 2 * joined.uncertainty[5:-5, 5:-5, 5:-5]) > 0.9
 
 
+def test_noise_is_not_reproduced(still):
+    noisy = [stack_of(axes, noise=30.0) for axes in (AXIAL, CORONAL, SAGITTAL)]
+    joined = upsample(noisy, spacing_mm=PIXEL)
+    assert rmse(joined) < 0.8 * rmse(upsample(noisy[0], spacing_mm=PIXEL, method="bspline"))
+    assert rmse(joined) < 1.3 * max(30.0, rmse(upsample(still, spacing_mm=PIXEL)))
+    for row in details(joined, "superres")["stacks"]:
+        assert row["noise"] == pytest.approx(30.0, rel=0.15)
+        assert row["consistency_rms"] < 1.5 * row["noise"]
+
+
 def test_two_stacks_and_repeatability(still):
     once, again = (upsample(still[:2], spacing_mm=PIXEL, method="tv") for _ in range(2))
     np.testing.assert_array_equal(once.data, again.data)

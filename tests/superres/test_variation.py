@@ -11,7 +11,7 @@ from slice3d.superres import UpsampleSettings, upsample
 from slice3d.superres._variation import edge_weights, laplacian
 from slice3d.superres.profile import SliceProfile, fine_positions, slice_operator
 from slice3d.superres.scene import Separable
-from slice3d.superres.variation import Term, VariationSettings, agree, reconstruct
+from slice3d.superres.variation import Term, VariationSettings, agree, noise_of, reconstruct, strength_for
 from tests.superres.phantoms import thick_volume, truth_and_slices
 
 
@@ -62,6 +62,28 @@ def test_an_axis_of_infinite_spacing_has_no_prior():
     np.testing.assert_allclose(solve(target), alone, atol=0.02)
 
 
+@pytest.mark.parametrize("sigma", [2.0, 20.0])
+def test_noise_is_measured_beside_anatomy(sigma):
+    _, slices, _ = truth_and_slices((60, 52))
+    noisy = slices + np.random.default_rng(0).normal(0, sigma, slices.shape).astype(np.float32)
+    assert noise_of(noisy, float(slices.min())) == pytest.approx(sigma, rel=0.2)
+    assert noise_of(slices, float(slices.min())) < 1.0
+    assert noise_of(slices, float(slices.max())) == 0.0
+
+
+def test_agreement_leaves_noise_alone():
+    _, slices, profile = truth_and_slices((30, 26))
+    operator = slice_operator(np.arange(14) * 6.0, fine_positions(14, 6.0, 1.5), profile)
+    projector = Separable((None, None, operator.matrix.astype(np.float32)), (0, 1, 2))
+    noise = np.random.default_rng(0).normal(0, 1.0, slices.shape).astype(np.float32)
+    start = np.zeros((30, 26, len(operator.fine_mm)), np.float32)
+    kept = agree([Term(projector, noise, None, 4.0, 1.0)], start)
+    followed = agree([Term(projector, noise, None, 4.0)], start)
+    assert np.abs(kept).mean() < 0.25 * np.abs(followed).mean()
+    seen = agree([Term(projector, slices + noise, None, 4.0, 1.0)], start, steps=30)
+    assert np.sqrt(np.mean((projector.forward(seen) - slices) ** 2)) < 2.0
+
+
 def test_agreement_is_reached_by_a_small_change():
     truth, slices, profile = truth_and_slices((30, 26))
     operator = slice_operator(np.arange(14) * 6.0, fine_positions(14, 6.0, 1.5), profile)
@@ -84,6 +106,13 @@ def test_one_stack_is_sharper_than_the_spline_and_agrees_with_its_slices():
     assert np.mean(np.abs(fine.data - truth) < 2 * fine.uncertainty) > 0.85
     again = upsample(thick_volume(slices), spacing_mm=1.5, method="tv", settings=UpsampleSettings(self_check=False))
     np.testing.assert_array_equal(again.data, fine.data)
+
+
+def test_the_prior_grows_with_the_noise():
+    projector = Separable((None, None, None), (0, 1, 2))
+    target = np.zeros((2, 2, 2), np.float32)
+    assert strength_for([Term(projector, target, None, 1.0, noise) for noise in (0.02, 0.04)]) == pytest.approx(0.03)
+    assert strength_for([Term(projector, target, None, 1.0, 0.0)]) == VariationSettings().strength
 
 
 def test_units_do_not_matter():

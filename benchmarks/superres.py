@@ -268,6 +268,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=None)
     parser.add_argument("--stacks", action="store_true", help="join three stacks (methods: tv, implicit)")
     parser.add_argument("--motion", action="store_true", help="with --stacks: move the second and the third")
+    parser.add_argument("--untimed", action="store_true", help="leave out the seconds: the machine is busy")
     parser.add_argument("--note", default="", help="what else was running on the machine")
     arguments = parser.parse_args()
     cases = arguments.cases or (list(CASES)[:2] if arguments.quick else list(CASES))
@@ -283,8 +284,12 @@ def main() -> None:
                 fresh = run_stacks(case, protocol, joining, minutes, arguments.quick, arguments.motion)
             else:
                 fresh = run(case, protocol, arguments.methods, minutes, arguments.quick)
-            fresh["note"] = arguments.note
+            if arguments.untimed:
+                fresh["methods"] = {
+                    name: {k: v for k, v in row.items() if k != "seconds"} for name, row in fresh["methods"].items()
+                }
             old = stored["cases"].setdefault(case, {}).get(protocol, {"methods": {}})
+            fresh["note"] = arguments.note or old.get("note", "")
             fresh["methods"] = {**old["methods"], **fresh["methods"]}
             stored["cases"][case][protocol] = fresh
             target.parent.mkdir(exist_ok=True)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
 THICK = 1.5
-# of the slice distance: waves of this length are settled by each round of the solver
-_WAVE = 4.0
+# of the slice distance: the waves that the solver settles first, those that carry the volume and those of detail
+LONG, SHORT = 4.0, 2.8
 # of the slice distance, how far the function may look beyond the structure
 _BEYOND = 3.0
 # of the slice distance: an end is flat where the function stays this near to zero over a patch that is wider than a slice
@@ -43,17 +43,17 @@ def least_bending(mask: NDArray[np.bool_], spacing: Floats) -> Array:
     every = tuple(slice(None, None, int(n)) for n in skip)
     coarse = wide[every]
     coarse_low, coarse_high, values = (np.ascontiguousarray(b[every]) for b in (low, high, start))
-    values = solve(coarse_low, coarse_high, values, spacing * skip, order=3, iterations=200)
+    values = solve(coarse_low, coarse_high, values, spacing * skip, wave=LONG, iterations=200)
     shift = flat = np.zeros_like(values)
     for _ in range(2):
         flat = np.maximum(flat, _flat_ends(values, coarse, spacing * skip))
         shift = _majority(values, spacing * skip, h)
         top = np.minimum(coarse_high, _halfway(values, coarse, flat, spacing))
-        values = solve(coarse_low + shift, top + shift, values, spacing * skip, order=3, iterations=60)
+        values = solve(coarse_low + shift, top + shift, values, spacing * skip, wave=LONG, iterations=60)
     if skip.max() > 1:
         values, shift, flat = (_spread(v, skip, wide.shape) for v in (values, shift, flat))
-        top = np.minimum(high, _halfway(values, wide, np.clip(flat, 0, 1), spacing))
-        values = solve(low + shift, top + shift, values, spacing, order=3, iterations=30)
+    top = np.minimum(high, _halfway(values, wide, np.clip(flat, 0, 1), spacing))
+    values = solve(low + shift, top + shift, values, spacing, wave=SHORT, iterations=30)
     values -= np.float32(slice_level(values - shift, int(np.count_nonzero(wide)), spacing))
     # what is as thin as a voxel is not lost to what the solver left undone
     kept = np.float32(_KEPT * spacing.min())
@@ -61,10 +61,10 @@ def least_bending(mask: NDArray[np.bool_], spacing: Floats) -> Array:
     return np.ascontiguousarray(values[inner])
 
 
-def solve(low: Array, high: Array, start: Array, spacing: Floats, *, order: int, iterations: int) -> Array:
-    """The function between two bounds whose derivatives of an order are least, by over-relaxed ADMM.
+def solve(low: Array, high: Array, start: Array, spacing: Floats, *, wave: float, iterations: int) -> Array:
+    """The function between two bounds whose third derivatives are least, by over-relaxed ADMM.
 
-    The quadratic step is exact in the cosine basis, so that long waves converge as fast as short ones.
+    The quadratic step is exact in the cosine basis. wave: length, in slice distances, that converges fastest.
     """
     from scipy.fft import dctn, idctn, next_fast_len
 
@@ -78,8 +78,8 @@ def solve(low: Array, high: Array, start: Array, spacing: Floats, *, order: int,
         shape = [1, 1, 1]
         shape[axis] = n
         energy = energy + ((2 - 2 * np.cos(np.pi * np.arange(n) / n)) / s**2).reshape(shape)
-    weight = (2 * np.pi / (_WAVE * float(spacing.max()))) ** (2 * order)
-    gain = (weight / (weight + energy**order)).astype(np.float32)
+    weight = (2 * np.pi / (wave * float(spacing.max()))) ** 6
+    gain = (weight / (weight + energy**3)).astype(np.float32)
     more_of, less_of = np.float32(1.7), np.float32(-0.7)
     x, z, dual = start, start, np.zeros_like(start)
     for _ in range(iterations):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from slice3d.grid import Grid
 from slice3d.surface import marching
-from slice3d.surface.bending import THICK, Array, bounds, least_bending, refine_all, solve
+from slice3d.surface.bending import SHORT, THICK, Array, bounds, least_bending, refine_all, solve
 from slice3d.surface.fractions import fraction, is_partial_volume, plane_distance
 from slice3d.surface.region import Region
 from slice3d.surface.settings import SurfaceSettings
@@ -158,7 +158,7 @@ def consistent(probability: Array, spacing: NDArray[np.float64], factors: NDArra
     """
     mask = probability >= 0.5
     low, high, start = bounds(mask, spacing)
-    native = solve(low, high, start, spacing, order=3, iterations=60)
+    native = solve(low, high, start, spacing, wave=SHORT, iterations=60)
     fine = refine_all(native, factors)
     mixed = (probability > 1e-3) & (probability < 1 - 1e-3)
     wide = np.float32(1.2 * np.linalg.norm(spacing))
@@ -169,7 +169,7 @@ def consistent(probability: Array, spacing: NDArray[np.float64], factors: NDArra
         target = np.clip(native + wrong, -wide, wide)
         low = np.where(free, target, low)
         high = np.where(free, target, high)
-        native = solve(low, high, native, spacing, order=3, iterations=20)
+        native = solve(low, high, native, spacing, wave=SHORT, iterations=20)
         fine = refine_all(native, factors)
     return fine
 

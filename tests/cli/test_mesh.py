@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +220,25 @@ def test_render_says_what_is_wrong(
     assert err.count("\n") == 1
     assert word in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Debian's package names")
+def test_render_without_opengl_names_the_debian_package(labels: Path, tmp_path: Path) -> None:
+    """A process of its own, in which the dynamic loader finds a libEGL that it cannot load."""
+    broken = tmp_path / "lib"
+    broken.mkdir()
+    for name in ("libEGL.so.1", "libOSMesa.so.8", "libOSMesa.so"):
+        (broken / name).write_text("not a library")
+    command = "import sys; from slice3d.cli.main import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "render", str(labels), "-s", "liver", "--out", str(tmp_path / "x.png")],
+        env={**os.environ, "LD_LIBRARY_PATH": str(broken)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.count("\n") == 1
+    assert "libEGL.so.1 not found" in done.stderr
+    assert "apt-get install libegl1" in done.stderr
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_render_names_the_meshes_it_takes(tmp_path: Path, slice3d) -> None:  # type: ignore[no-untyped-def]

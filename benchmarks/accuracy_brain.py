@@ -21,7 +21,9 @@ import numpy as np
 from slice3d.grid import Grid
 from slice3d.inference import Engine, InferenceSettings
 from slice3d.inference.reliability import calibrate
+from slice3d.io import load
 from slice3d.models.package import read_package
+from slice3d.resample import reorient
 from slice3d.samples.mr_signal import SEQUENCES, TISSUES, signal
 from slice3d.training import cases
 from slice3d.training.brain import FOLDER, HELD_OUT, NAMES, card_text
@@ -63,6 +65,8 @@ SETTINGS: dict[str, Setting] = {
 ORDER = ("09", "19", "04", "14")
 """The held-out maps, the smallest first."""
 QUICK = ("T1 1 mm", "T2 6 mm axial")
+REAL = Path("superres") / "mr-t1-cptac-gbm.nii.gz"
+"""A head without reference labels, to look at."""
 PICTURED = ("T1 1 mm", "FLAIR 1 mm", "T2 8 mm coronal")
 
 
@@ -165,6 +169,9 @@ def recompute(options: argparse.Namespace) -> None:
             if options.pictures and (options.quick or label in PICTURED):
                 slug = case.replace(",", "").replace(" ", "-").lower()
                 picture(volume, result, truth, options.pictures / f"mr-brain-{slug}.png")
+    if options.pictures:
+        real = reorient(load(options.data / REAL))
+        picture(real, engine.predict(real), None, options.pictures / "mr-brain-real.png")
     print(table(scores))
     if options.write and not options.quick:
         write(scores)
@@ -217,20 +224,23 @@ def table(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def picture(volume: Volume, result: Segmentation, truth: np.ndarray, path: Path) -> None:
-    """Image, reference and prediction in an axial, a coronal and a sagittal plane through the thalami."""
+def picture(volume: Volume, result: Segmentation, truth: np.ndarray | None, path: Path) -> None:
+    """Image, reference (if any) and prediction in an axial, a coronal and a sagittal plane through the thalami."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     image, spacing = np.asarray(volume.data, float), volume.grid.spacing_mm
     grey = np.clip(image / max(1e-6, np.percentile(image, 99.5)), 0, 1)
-    centre = [int(np.median(w)) for w in np.nonzero(np.isin(truth, (9, 10, 17, 18)))]
+    centre = [
+        int(np.median(w)) for w in np.nonzero(np.isin(result.labels if truth is None else truth, (9, 10, 17, 18)))
+    ]
     centre[0] -= round(12 / spacing[0])
     colors = np.random.default_rng(4).uniform(0.15, 1, (len(LABELS) + 1, 3))
-    figure = Figure(figsize=(9, 9), layout="constrained", facecolor="black")
+    layers = [None, result.labels] if truth is None else [None, truth, result.labels]
+    figure = Figure(figsize=(9, 3 * len(layers)), layout="constrained", facecolor="black")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(3, 3)
-    for row, classes in enumerate((None, truth, result.labels)):
+    axes = figure.subplots(len(layers), 3)
+    for row, classes in enumerate(layers):
         for column, axis in enumerate((2, 1, 0)):
             plane = np.take(grey, centre[axis], axis=axis).T
             rgb = np.stack([plane] * 3, axis=-1)

@@ -56,7 +56,7 @@ def draw_stages(folders: Sequence[Path], picture: Path) -> None:
         width = max(1, min(50, len(losses) // 5))
         if len(losses):
             smooth = np.convolve(losses[:, 1], np.ones(width) / width, "valid")
-            left.plot(losses[width - 1 :, 0], smooth, color=f"C{number % 10}", linewidth=0.9)
+            left.plot(losses[width - 1 :, 0], smooth, color=f"C{number % 10}", linewidth=0.9, label=folder.name)
         points: dict[float, list[float]] = {}
         for values in _by_structure(rows).values():
             for step, dice in values:
@@ -67,8 +67,11 @@ def draw_stages(folders: Sequence[Path], picture: Path) -> None:
             right.plot(steps, means, marker=".", color=f"C{number % 10}", label=folder.name)
     left.set(xlabel="step of the stage", ylabel="loss (Dice + cross-entropy)", ylim=(0, None))
     right.set(xlabel="step of the stage", ylabel="mean Dice, cases held out", ylim=(0, 1))
+    left.legend(fontsize=6, ncols=2)
     if right.lines:
         right.legend(fontsize=6, ncols=2)
+    else:
+        right.remove()  # no case was held out, or none was looked at while training
     figure.savefig(picture, dpi=110)
 
 

@@ -1,12 +1,13 @@
 """The classes of `mr-brain`, and its recipe in miniature."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from slice3d import anatomy
-from slice3d.training.brain import BrainRecipe, card_text, read_brain_maps, train_brain
+from slice3d.training.brain import STAGES, BrainRecipe, card_text, read_brain_maps, train_brain
 from slice3d.training.brain_labels import GROUPS, LABELS, PAIRED, SINGLE, class_table, left_of
 from slice3d.training.labelmaps import mirror_table
 
@@ -50,10 +51,8 @@ def test_maps_are_read_with_left_on_the_left(data: Path) -> None:
 def test_recipe_runs_from_label_maps_to_package(data: Path, tmp_path: Path) -> None:
     from slice3d.models.package import read_package
 
-    small = BrainRecipe(
-        coarse_steps=2, coarse_patch=(16, 16, 16), fine_steps=2, fine_patch=(16, 16, 16), channels=(8, 8, 8),
-        names=("09", "13"), held_out=("09",), workers=0,
-    )  # fmt: skip
+    stages = tuple(replace(stage, steps=2, patch=(16, 16, 16)) for stage in STAGES)
+    small = BrainRecipe(stages=stages, channels=(8, 8, 8), names=("09", "13"), held_out=("09",), workers=0)
     lines: list[str] = []
     package = read_package(train_brain(data, tmp_path, recipe=small, report=lines.append))
     assert package.modality == ("MR",)
@@ -61,3 +60,5 @@ def test_recipe_runs_from_label_maps_to_package(data: Path, tmp_path: Path) -> N
     assert "training_seg_13" in package.description["training"]["label_maps_for_synthesis"]
     assert set(package.description["training"]["held_out"]) == {"training_seg_09"}
     assert (tmp_path / "learning-curves.png").is_file()
+    assert all((tmp_path / stage.name / "last.ckpt").is_file() for stage in STAGES)
+    assert [tissue.name for tissue in package.tissues][:2] == ["background", "white matter"]

@@ -37,13 +37,13 @@ def in_region(
     found: these structures, by the package that the region names. Raises `InputError` where there are none, or where the
     image's contrast is not what the package was trained on.
     """
-    _check_contrast(region, package, found.metadata.get("grey_values", {}))
     boxes = [_box(found.mask(name), region, volume) for name in region.structures if found.mask(name).any()]
     if not boxes:
         raise InputError(
             f"{region.model} found no {' and no '.join(region.structures)} in this image, and model {package.name!r} knows "
             "crops alone; crop the image around the structure"
         )
+    _check_contrast(region, package, found.metadata.get("grey_values", {}))
     crops = [_cropped(volume, box) for box in boxes]
     if any(region_for(crop, package) for crop in crops):
         raise InputError(

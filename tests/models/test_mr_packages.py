@@ -75,10 +75,26 @@ def test_segment_organ_hippocampus_from_the_command_line(data: Path, tmp_path: P
     done = CliRunner().invoke(app, ["segment", str(path), "--organ", "hippocampus", "--out", str(out), "--quiet"])
     assert done.exit_code == 0, done.output
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["model"]["name"] == "mr-hippocampus"
+    assert manifest["model"]["model"] == "mr-hippocampus"
     measured = json.loads((out / "metrics.json").read_text())["structures"]["hippocampus"]
     assert 1.5 < measured["volume_ml"] < 5.5
     assert (out / "hippocampus.stl").is_file()
+
+
+@pytest.mark.real
+def test_the_front_of_the_hippocampus_in_a_whole_head(data: Path) -> None:
+    """`mr-brain` finds the crops in a real T1 head, `mr-hippocampus` draws in them; both sides, front before back."""
+    volume = load(data / "superres" / "mr-t1-cptac-gbm.nii.gz")
+    result = Engine(models.package("mr-hippocampus")).predict(volume)
+    assert result.metadata["found_by"] == "mr-brain"
+    assert 3 < result.volume_ml("hippocampus") < 11
+    front, back = (
+        result.grid.to_world(np.argwhere(result.mask(f"hippocampus_{part}"))) for part in ("anterior", "posterior")
+    )
+    assert front[:, 1].mean() > back[:, 1].mean() + 8
+    middle = (front[:, 0].min() + front[:, 0].max()) / 2
+    sides = [np.count_nonzero(front[:, 0] < middle - 10), np.count_nonzero(front[:, 0] > middle + 10)]
+    assert min(sides) > 0.4 * len(front)
 
 
 @pytest.mark.real

@@ -47,7 +47,7 @@ def least_bending(mask: NDArray[np.bool_], spacing: Floats) -> Array:
     shift = flat = np.zeros_like(values)
     for _ in range(2):
         flat = np.maximum(flat, _flat_ends(values, coarse, spacing * skip))
-        shift = _majority(values, spacing * skip, h)
+        shift = majority(values, spacing * skip)
         top = np.minimum(coarse_high, _halfway(values, coarse, flat, spacing))
         values = solve(coarse_low + shift, top + shift, values, spacing * skip, wave=LONG, iterations=60)
     if skip.max() > 1:
@@ -109,8 +109,9 @@ def bounds(mask: NDArray[np.bool_], spacing: Floats) -> tuple[Array, Array, Arra
     return np.where(mask, bound, -infinity), np.where(mask, infinity, bound), start
 
 
-def _majority(values: Array, spacing: Floats, h: float) -> Array:
+def majority(values: Array, spacing: Floats) -> Array:
     """By how much the function at each voxel's centre is above its median over the voxel: curved parts lose by it."""
+    h = float(spacing.max())
     factors = np.where(spacing > THICK * spacing.min(), _SAMPLES, 1)
     fine = refine_all(values, factors)
     blocks = [n for size, f in zip(values.shape, factors, strict=True) for n in (size, f)]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from slice3d.grid import Grid
 from slice3d.surface import marching
-from slice3d.surface.bending import SHORT, THICK, Array, bounds, least_bending, refine_all, solve
+from slice3d.surface.bending import SHORT, THICK, Array, bounds, least_bending, majority, refine_all, solve
 from slice3d.surface.fractions import fraction, is_partial_volume, plane_distance
 from slice3d.surface.region import Region
 from slice3d.surface.settings import SurfaceSettings
@@ -52,9 +52,10 @@ def implicit(region: Region, settings: SurfaceSettings) -> Field:
             if factors.max() == 1
             else consistent(region.probability, spacing, factors)
         )
+    native = values
     if values.shape == region.mask.shape:
         values = refine_all(values, factors)
-    volume = _volume(region, values, factors, smooth=cutoff_mm(region.grid, settings) > 0)
+    volume = _volume(region, native, values, factors, smooth=cutoff_mm(region.grid, settings) > 0)
     return Field(values, (int(factors[0]), int(factors[1]), int(factors[2])), volume)
 
 
@@ -64,19 +65,34 @@ def refinement(grid: Grid, step_mm: float | None = None) -> NDArray[np.int64]:
     return np.where(ratio > THICK, np.round(ratio), 1).astype(np.int64)
 
 
-def _volume(region: Region, values: Array, factors: NDArray[Any], *, smooth: bool) -> float | None:
+def _volume(region: Region, native: Array, values: Array, factors: NDArray[Any], *, smooth: bool) -> float | None:
     """What the surface should enclose within the scan, in mm³; None where a fading probability map does not say."""
     voxel = region.grid.voxel_volume_mm3
     inner = region.scanned()
     if region.probability is not None:
         sharp = is_partial_volume(region.probability)
         return float(region.probability[inner].sum(dtype=np.float64)) * voxel if sharp else None
+    count = float(np.count_nonzero(region.mask[inner])) * voxel
     if refinement(region.grid).max() == 1 or not smooth:
-        return float(np.count_nonzero(region.mask[inner])) * voxel
-    # The count is off by how the slices happen to fall on the ends of a structure, which the function has estimated.
-    step = np.asarray(region.grid.spacing_mm) / factors
-    part = inside_part(values, step)[region.scanned(factors.tolist())].sum(dtype=np.float64)
-    return float(part) * voxel / float(np.prod(factors))
+        return count
+    # The count is off by how the slices happen to fall on the ends of a structure, which the function has estimated. The
+    # function is off where a structure is rough: there it matters whether labels stand for centres or for most of voxels.
+    spacing = np.asarray(region.grid.spacing_mm)
+    scanned, step = region.scanned(factors.tolist()), spacing / factors
+    read = (values, refine_all(native - majority(native, spacing), factors))
+    one, other = (float(inside_part(v, step)[scanned].sum(dtype=np.float64) * step.prod()) for v in read)
+    counting = (_counting_error(region.mask[inner], int(np.argmax(factors))) * count) ** 2
+    function = (one - other) ** 2
+    trust = function / (function + counting) if counting else 0.0
+    return trust * count + (1.0 - trust) * one
+
+
+def _counting_error(mask: NDArray[np.bool_], axis: int) -> float:
+    """Coefficient of error of a volume counted on parallel slices (H. Gundersen, E. Jensen, J. Microsc. 147, 1987)."""
+    area = mask.sum(axis=tuple(a for a in range(3) if a != axis)).astype(np.float64)
+    lagged = [float(area[lag:] @ area[: len(area) - lag]) for lag in range(3)]
+    variance = max(0.0, 3 * lagged[0] - 4 * lagged[1] + lagged[2]) / 240.0
+    return float(np.sqrt(variance) / area.sum())
 
 
 def cutoff_mm(grid: Grid, settings: SurfaceSettings) -> float:

@@ -75,7 +75,7 @@ def pipeline_job(settings: RunSettings) -> Job:
 
     models.find(settings.organs, model=settings.model)
     candidates = [models.package(settings.model)] if settings.model else list(models.packages().values())
-    able = {f"{p.name} {p.version}": p.sha256 for p in candidates if _offers(p, settings.organs)}
+    able = {f"{p.name} {p.version}": models.identity(p) for p in candidates if _offers(p, settings.organs)}
     wanted = _plain(asdict(settings))
     for name in ("memory_gib", "threads", "batch"):  # how it is computed, not what
         (wanted.get("inference") or {}).pop(name, None)

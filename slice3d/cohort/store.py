@@ -160,6 +160,10 @@ class Store:
             for path in (self.inner / folder / f"{case}.json", _part(self.inner / folder / f"{case}.json")):
                 path.unlink(missing_ok=True)
 
+    def tidy(self, case: str) -> None:
+        """Remove what a worker that died right after committing a case left of it. Call it while holding the case."""
+        self._clear(case)
+
     def failure(self, case: str, key: str) -> Record | None:
         """How the last try of this case with this key failed."""
         record = _record(self.inner / "failed" / f"{case}.json")

@@ -178,6 +178,7 @@ def _do_held(task: Task, process: Process, store: Store, record: Record, study: 
     name, key = record.case, record.key
     done = store.finished(name, key)
     if done is not None:
+        store.tidy(name)
         return done
     failed = store.failure(name, key)
     if failed is not None and ((failed.run == task.run and not backlog(failed.kind)) or _lasting(failed, task)):

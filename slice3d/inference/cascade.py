@@ -7,6 +7,7 @@ sure of itself as ever.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -37,7 +38,8 @@ def in_region(
     found: these structures, by the package that the region names. Raises `InputError` where there are none, or where the
     image's contrast is not what the package was trained on.
     """
-    boxes = [_box(found.mask(name), region, volume) for name in region.structures if found.mask(name).any()]
+    seen = [name for name in region.structures if found.mask(name).any()]
+    boxes = [_box(found.mask(name), region, volume) for name in seen]
     if not boxes:
         raise InputError(
             f"{region.model} found no {' and no '.join(region.structures)} in this image, and model {package.name!r} knows "
@@ -51,24 +53,41 @@ def in_region(
             "crop the image around the structure"
         )
     parts = [draw(crop) for crop in crops]
-    where = f"in crops around {', '.join(n for n in region.structures if found.mask(n).any())}"
-    text = f"looked for {where}, which {region.model} found: nothing outside them was looked at"
-    details = {"model": region.model, "boxes": [[[s.start, s.stop] for s in box] for box in boxes]}
-    findings = {(f.code, f.message): f for part in parts for f in part.findings}
+    text = (
+        f"looked for in crops around {', '.join(seen)}, which {region.model} found: nothing outside them was looked at"
+    )
+    details = {
+        "model": region.model, "version": found.metadata.get("model_version"), "sha256": found.metadata.get("model_sha256"),
+        "boxes": [[[s.start, s.stop] for s in box] for box in boxes],
+    }  # fmt: skip
+    said = [
+        replace(f, message=f"in the crop around {name}: {f.message}")
+        for name, part in zip(seen, parts, strict=True)
+        for f in part.findings
+    ]
+    absent = [name for name in region.structures if name not in seen]
+    if absent:
+        missing = f"{region.model} found no {' and no '.join(absent)}: what lies there is not in the result"
+        said.append(Finding("region-not-found", missing, details={"structures": absent}))
     return Segmentation(
         freeze(_pasted([p.labels for p in parts], boxes, volume)), volume.grid, parts[0].names, groups=parts[0].groups,
         probabilities={
             n: freeze(_pasted([p.probabilities[n] for p in parts], boxes, volume)) for n in parts[0].probabilities
         },
         synthesised=volume.synthesised, uncertainty=volume.uncertainty,
-        findings=(*findings.values(), Finding("found-by-another-model", text, "info", details)),
+        findings=(*said, Finding("found-by-another-model", text, "info", details)),
         metadata={**parts[0].metadata, "expected_dice": _least(parts), "found_by": region.model},
     )  # fmt: skip
 
 
 def _check_contrast(region: Region, package: ModelPackage, greys: Mapping[str, Any]) -> None:
-    means = [float(np.mean([mean for mean, _ in greys[tissue]])) for tissue in region.dark_to_bright if tissue in greys]
-    if len(means) < len(region.dark_to_bright) or not all(a < b for a, b in pairwise(means)):
+    if any(tissue not in greys for tissue in region.dark_to_bright):
+        raise InputError(
+            f"{region.model} sees too little here to tell the contrast, and model {package.name!r} knows one alone; "
+            "crop the image around the structure"
+        )
+    means = [float(np.mean([mean for mean, _ in greys[tissue]])) for tissue in region.dark_to_bright]
+    if not all(a < b for a, b in pairwise(means)):
         raise InputError(
             f"model {package.name!r} knows images in which, from dark to bright, {', '.join(region.dark_to_bright)} follow "
             f"each other, and here they do not; use such a series, or a model that knows this one"
@@ -103,4 +122,4 @@ def _pasted(parts: Sequence[Array], boxes: Sequence[Box], volume: Volume) -> Arr
 def _least(parts: Sequence[Segmentation]) -> dict[str, float]:
     """The least expected Dice of each structure."""
     tables = [part.metadata.get("expected_dice", {}) for part in parts]
-    return {name: min(t[name] for t in tables if name in t) for name in tables[0]}
+    return {name: min(t[name] for t in tables if name in t) for name in dict.fromkeys(n for t in tables for n in t)}

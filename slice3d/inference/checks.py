@@ -24,7 +24,7 @@ def check_input(volumes: Sequence[Volume], package: ModelPackage, *, allow: bool
     Raises `InputError` for the wrong number of images, different grids, NaN, too few slices, and, unless allowed, an
     image of another modality or with values that cannot be what the model was trained on.
     """
-    _check_shape(volumes, package)
+    check_shape(volumes, package)
     findings: list[Finding] = []
     if package.non_commercial:
         findings.append(Finding("licence-forbids-commercial-use", licence_notice(package), severity="info"))
@@ -41,7 +41,8 @@ def licence_notice(package: ModelPackage) -> str:
     return f"model {package.name!r} is licensed {package.licence!r}: its results must not be used commercially"
 
 
-def _check_shape(volumes: Sequence[Volume], package: ModelPackage) -> None:
+def check_shape(volumes: Sequence[Volume], package: ModelPackage) -> None:
+    """As many images as the package has channels, on one grid, large enough. Raises `InputError`."""
     channels = len(package.channels)
     if len(volumes) != channels:
         raise InputError(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slice3d import anatomy
-from slice3d.errors import InputError
+from slice3d.errors import InputError, ModelError
 from slice3d.inference import checks, memory, postprocess, reliability
 from slice3d.inference.by_intensity import reduce_by_intensity
 from slice3d.inference.cascade import in_region, region_for
@@ -86,6 +86,7 @@ class Engine:
         wanted = wanted_structures(self.package, structures)
         region = None if settings.allow_unexpected_input else region_for(volumes[0], self.package)
         if region is not None:
+            checks.check_shape(volumes, self.package)
             return self._in_region(region, volumes[0], structures, settings, progress)
         run = Run({})
         begin = time.perf_counter()
@@ -140,9 +141,13 @@ class Engine:
     ) -> Segmentation:  # fmt: skip
         """Another package finds the region; loaded on first use, kept warm beside this one."""
         if self._finder is None:
-            how = replace(self.settings, folds=None, probabilities=(), memory_gib=settings.memory_gib)
-            self._finder = Engine(registry.package(region.model), how)
-        found = self._finder.predict(volume, structures=region.structures, progress=progress)
+            self._finder = Engine(registry.package(region.model), replace(self.settings, folds=None))
+        if region_for(volume, self._finder.package) is not None:
+            raise ModelError(
+                f"model {region.model!r} cannot find a region for {self.package.name!r}: it knows crops alone"
+            )
+        how = replace(settings, folds=None, probabilities=(), postprocess=None, overlap=None)
+        found = self._finder.predict(volume, structures=region.structures, settings=how, progress=progress)
         draw = partial(self.predict, structures=structures, settings=settings)
         return in_region(volume, self.package, region, found, draw)
 

@@ -47,10 +47,14 @@ def drop_detached(labels: NDArray[Any], values: Sequence[int]) -> None:
     """
     from scipy import ndimage
 
+    box = _bounding_box(labels > 0)
+    if box is None:
+        return
+    labels = labels[box]
     components, count = ndimage.label(labels, structure=np.ones((3, 3, 3), bool))
     if count < 2:
         return
-    sizes = np.bincount(components.ravel())
+    sizes = np.sum([np.bincount(plane.ravel(), minlength=count + 1) for plane in components], axis=0)
     sizes[0] = 0
     small = sizes < _FRAGMENT_SHARE * sizes.max()
     small[0] = False

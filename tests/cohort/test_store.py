@@ -119,6 +119,17 @@ def test_a_worker_that_dies_on_a_case_is_believed_only_so_often(tmp_path: Path, 
         do_case(replace(task, run="another"), Process())
 
 
+def test_a_worker_that_died_after_committing_leaves_nothing(tmp_path: Path, store: Store) -> None:
+    task = _task(tmp_path)
+    record = do_case(task, Process())
+    assert record.status == "done"
+    store.begin_attempt(record.case, record.key)
+    store.staging(record.case)
+    assert do_case(task, Process()).status == "done"
+    assert not list((store.inner / "attempts").iterdir())
+    assert not list((store.inner / "staging").iterdir())
+
+
 def test_time_out_ends_the_process_after_noting_it_and_spares_the_neighbour(tmp_path: Path, store: Store) -> None:
     ended = threading.Event()
 

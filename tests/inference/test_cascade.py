@@ -78,7 +78,10 @@ def test_each_structure_is_drawn_in_its_own_crop_and_lies_where_it_lay(package: 
     assert np.allclose(draw.crops[1].grid.to_world((0, 0, 0)), image().grid.to_world((24, 6, 8)))
     assert np.array_equal(result.labels, found().labels)
     assert np.array_equal(result.probabilities["core"] > 0.5, found().labels > 0)
-    assert [f.code for f in result.findings] == ["same", "found-by-another-model"]
+    assert [f.code for f in result.findings] == ["same", "same", "found-by-another-model"]
+    assert [f.message.split(":")[0] for f in result.findings[:2]] == [
+        "in the crop around core_left", "in the crop around core_right"
+    ]  # fmt: skip
     assert result.metadata["expected_dice"] == {"core": pytest.approx(0.7)}
     assert result.metadata["found_by"] == "finder"
     assert result.grid.matches(image().grid)
@@ -88,7 +91,7 @@ def test_each_structure_is_drawn_in_its_own_crop_and_lies_where_it_lay(package: 
     ("coarse", "why"),
     [
         (found(grey_values={"dark": [[-0.2, 0.1]], "bright": [[-0.5, 0.1]]}), "from dark to bright, dark, bright"),
-        (found(grey_values={}), "from dark to bright"),
+        (found(grey_values={}), "too little here to tell the contrast"),
         (replace(found(), labels=np.zeros(SHAPE, np.uint8)), "found no core_left and no core_right"),
         (replace(found(), labels=np.ones(SHAPE, np.uint8)), "larger than model 'crops' knows"),
     ],
@@ -107,6 +110,8 @@ def test_one_side_is_enough(package: ModelPackage) -> None:
     assert len(draw.crops) == 1
     assert "core_right," in result.findings[-1].message
     assert "core_left" not in result.findings[-1].message
+    (warning,) = [f for f in result.findings if f.code == "region-not-found"]
+    assert (warning.severity, warning.details["structures"]) == ("warning", ["core_left"])
 
 
 def test_the_engine_asks_the_other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +133,14 @@ def test_the_engine_asks_the_other_package(tmp_path: Path, monkeypatch: pytest.M
     assert np.array_equal(result.labels == 2, data == 5)
     assert result.metadata["found_by"] == "finder"
     assert result.metadata["model"] == "crops"
+    with pytest.raises(ModelError, match=r"budget is 0\.0 GiB"):
+        engine.predict(volume, settings=replace(settings, memory_gib=0.01))
+    assert np.array_equal(engine.predict(volume).labels, result.labels)  # no later call pays for that
+    with pytest.raises(InputError):
+        engine.predict([volume, volume])
+    monkeypatch.setattr(engine, "_finder", engine)
+    with pytest.raises(ModelError, match="knows crops alone"):
+        engine.predict(volume)
     whole = engine.predict(volume, settings=replace(settings, allow_unexpected_input=True))
     assert "found_by" not in whole.metadata
     small = Volume(data[25:40, 15:30, 35:50], Grid((15, 15, 15), np.diag([3.0, 3.0, 3.0, 1])), modality="MR")

@@ -164,7 +164,9 @@ def check_separation(mask):
     surface = mask_surface(mask, np.eye(3))
     corners = surface.points[surface.faces].astype(float)
     volume = np.einsum("ij,ij->i", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])).sum() / 6
-    assert volume == pytest.approx(mask.sum(), rel=0.05)  # outward, closed, neither shrunk nor grown
+    # outward, closed, and on the whole an eighth of a voxel away at most, however much surface there is
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1).sum() / 2
+    assert abs(volume - mask.sum()) < 0.125 * area
     edges = np.sort(
         np.concatenate([surface.faces[:, [0, 1]], surface.faces[:, [1, 2]], surface.faces[:, [2, 0]]]), axis=1
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# a busy machine is no reason for a red test; pytest's own timeout stays
-# what is checked of a change must not depend on chance; a developer's runs search further
+# a busy machine is no reason for a red test (pytest's own timeout stays), nor is chance where `.ci/run` checks a change: it
+# draws the same examples each time, a developer's runs search further
 settings.register_profile("slice3d", deadline=None, derandomize=bool(os.environ.get("SLICE3D_FIXED_EXAMPLES")))
 settings.load_profile("slice3d")
 

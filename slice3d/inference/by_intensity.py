@@ -20,8 +20,7 @@ from slice3d.inference.census import Census
 from slice3d.inference.decide import Decision
 from slice3d.inference.intensities import Intensities
 from slice3d.inference.networks import Networks
-from slice3d.inference.prepare import sample_positions
-from slice3d.inference.reduce import Reducer, Window, window
+from slice3d.inference.reduce import Reducer, Window, neighbours, window
 from slice3d.inference.sweep import Sweep, planes
 from slice3d.volume import Volume
 
@@ -84,6 +83,8 @@ def reduce_by_intensity(
     networks: Networks, case: Case, sweep: Sweep, volume: Volume, labels: Array, decision: Decision
 ) -> tuple[Reducer, Census, dict[str, Any]]:
     """Write `labels`; the reducer with the sums over study voxels, what the network alone found, grey values found."""
+    import torch
+
     package, order, shape = networks.package, case.order, case.shape
     census = Census(networks.channels_out, package.activation)
     scores = _collected(networks, case, sweep, census)
@@ -94,7 +95,8 @@ def reduce_by_intensity(
     for number, tissue in enumerate(package.tissues):
         owner[list(tissue.labels)] = number
     steps = permuted_floats([1 / s for s in case.frame.step], order)
-    low, weight = zip(*(_neighbours(n, m, s) for n, m, s in zip(shape, view.shape, steps, strict=True)), strict=True)
+    sides = [neighbours(n, Window(0, n, 0, m), s, 1) for n, m, s in zip(shape, view.shape, steps, strict=True)]
+    low, weight = (tuple(torch.from_numpy(side[n]) for side in sides) for n in (0, 1))
     field = Scores(scores, low, weight)
     box = census.box(range(1, networks.channels_out))
     windows = []
@@ -104,8 +106,6 @@ def reduce_by_intensity(
         windows.append(Window(near.out_low, near.out_high, near.out_low, near.out_high))
     bright = _brightness(volume)
     found = _fitted(field, image, owner, [t.components for t in package.tissues], windows, bright)
-    import torch
-
     reducer = Reducer(
         (view.shape[0], view.shape[1], view.shape[2]), view, decision, windows=(windows[0], windows[1], windows[2]),
         steps=(1.0, 1.0, 1.0), device=torch.device("cpu"),
@@ -125,14 +125,6 @@ def _collected(networks: Networks, case: Case, sweep: Sweep, census: Census) -> 
         census.take(scores, scores.argmax(-1).int().cpu().numpy(), (0, 0))
         out[index] = scores.cpu()
     return out
-
-
-def _neighbours(n_in: int, n_out: int, step: float) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    x = np.clip(sample_positions(n_in, n_out, step), 0, n_in - 1)
-    low = np.minimum(np.floor(x), max(n_in - 2, 0)).astype(np.int64)
-    return torch.from_numpy(low), torch.from_numpy((x - low).astype(np.float32))
 
 
 def _brightness(volume: Volume) -> tuple[float, float]:

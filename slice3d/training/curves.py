@@ -72,7 +72,7 @@ def draw_stages(folders: Sequence[Path], picture: Path) -> None:
         right.legend(fontsize=6, ncols=2)
     else:
         right.remove()  # no case was held out, or none was looked at while training
-    figure.savefig(picture, dpi=110)
+    figure.savefig(picture, dpi=110, bbox_inches="tight")
 
 
 def _by_structure(rows: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:

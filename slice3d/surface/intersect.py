@@ -6,30 +6,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pairs = NDArray[np.int64]
+Floats = NDArray[np.float64]
+# of the size of two faces: nearer than this they touch
 _TOUCH = 1e-7
 
 
-def self_intersections(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Pairs:
+def self_intersections(vertices: Floats, faces: NDArray[np.int64]) -> Pairs:
     """(K, 2) pairs of faces that cross, or that share an edge and are folded flat onto each other.
 
-    Faces that only touch (in a shared vertex or edge, or in equal coordinates) do not count.
+    Two faces cross where each has corners on both sides of the other's plane and the pieces of the planes' common line
+    that they cover overlap (T. Möller, "A fast triangle-triangle intersection test", J. Graphics Tools 2, 1997), also
+    where edges meet edges exactly; so do the two faces at an edge that lies in a third one with one of them on either
+    side. Faces that only touch, or overlap in one plane without a common edge, do not count.
     """
     if len(faces) < 2:
         return np.zeros((0, 2), dtype=np.int64)
     corner = vertices[faces]
     pairs = _neighbours(corner.min(axis=1), corner.max(axis=1))
-    shared = (faces[pairs[:, 0]][:, :, None] == faces[pairs[:, 1]][:, None, :]).any(axis=2)
-    common = shared.sum(axis=1)
-    apart, corner_only, edge = pairs[common == 0], pairs[common == 1], pairs[common >= 2]
-    hits = [
-        apart[_cross(corner, apart)],
-        corner_only[_cross_opposite(corner, faces, corner_only)],
-        edge[_folded(corner, edge)],
-    ]
+    common = (faces[pairs[:, 0]][:, :, None] == faces[pairs[:, 1]][:, None, :]).any(axis=2).sum(axis=1)
+    free, edge = pairs[common < 2], pairs[common >= 2]
+    sides, touch = _sides(corner, free)
+    # a face that is on one side of the other's plane, but for a corner, only touches it
+    near = np.flatnonzero(_split(sides) | (np.count_nonzero(sides, axis=1) == 1))
+    free, sides, touch = free[near], sides[near], touch[near]
+    turned = free[:, ::-1]
+    others, _ = _sides(corner, turned)
+    crossing = _split(sides) & _split(others)
+    pieces = [_on_line(corner[p[crossing, 0]], s[crossing]) for p, s in ((free, sides), (turned, others))]
+    crossing[crossing] = _overlap(*pieces) > touch[crossing]
+    both, sides, touch = np.concatenate([free, turned]), np.concatenate([sides, others]), np.tile(touch, 2)
+    along = np.flatnonzero(np.count_nonzero(sides, axis=1) == 1)
+    within = _edges_within(corner, faces, both[along], sides[along], touch[along])
+    hits = [free[crossing], both[along][within], edge[_folded(corner, edge)]]
     return np.concatenate(hits)
 
 
-def _neighbours(low: NDArray[np.float64], high: NDArray[np.float64]) -> Pairs:
+def _neighbours(low: Floats, high: Floats) -> Pairs:
     """Pairs of boxes that overlap, found through a hash grid."""
     extent = (high - low).max(axis=1)
     size = max(float(np.median(extent)) * 1.5, float(extent.max()) / 24.0, 1e-9)
@@ -62,47 +74,85 @@ def _neighbours(low: NDArray[np.float64], high: NDArray[np.float64]) -> Pairs:
     return np.concatenate(found) if found else np.zeros((0, 2), dtype=np.int64)
 
 
-def _pierces(start: NDArray[np.float64], end: NDArray[np.float64], triangle: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether each segment passes through the inside of its triangle (Möller and Trumbore, 1997)."""
-    a = triangle[:, 0]
-    ab, ac, direction = triangle[:, 1] - a, triangle[:, 2] - a, end - start
-    p = np.cross(direction, ac)
-    determinant = np.einsum("ij,ij->i", ab, p)
-    scale = np.linalg.norm(ab, axis=1) * np.linalg.norm(ac, axis=1) * np.linalg.norm(direction, axis=1)
-    usable = np.abs(determinant) > 1e-12 * scale
-    inverse = np.divide(1.0, determinant, out=np.zeros_like(determinant), where=usable)
-    s = start - a
-    u = np.einsum("ij,ij->i", s, p) * inverse
-    q = np.cross(s, ab)
-    v = np.einsum("ij,ij->i", direction, q) * inverse
-    t = np.einsum("ij,ij->i", ac, q) * inverse
-    e = _TOUCH
-    inside: NDArray[np.bool_] = usable & (u > e) & (v > e) & (u + v < 1 - e) & (t > e) & (t < 1 - e)
-    return inside
+def _sides(corner: Floats, pairs: Pairs) -> tuple[Floats, Floats]:
+    """(N, 3) mm of the corners of each first face above the plane of its second one, 0 where they touch it; and (N,) the
+    mm that count as touching."""
+    a, b = corner[pairs[:, 0]], corner[pairs[:, 1]]
+    normal = np.cross(b[:, 1] - b[:, 0], b[:, 2] - b[:, 0])
+    length = np.linalg.norm(normal, axis=1)
+    height = np.einsum("nij,nj->ni", a - b[:, :1], normal)
+    height = np.divide(height, length[:, None], out=np.zeros_like(height), where=length[:, None] > 0)
+    touch = _TOUCH * np.maximum(np.ptp(a, axis=1).max(axis=1), np.ptp(b, axis=1).max(axis=1))
+    height[np.abs(height) <= touch[:, None]] = 0.0
+    return height, touch
 
 
-def _cross(corner: NDArray[np.float64], pairs: Pairs) -> NDArray[np.bool_]:
-    out = np.zeros(len(pairs), dtype=bool)
-    for one, two in ((0, 1), (1, 0)):
-        a, b = corner[pairs[:, one]], corner[pairs[:, two]]
-        for n in range(3):
-            out |= _pierces(a[:, n], a[:, (n + 1) % 3], b)
+def _split(side: Floats) -> NDArray[np.bool_]:
+    out: NDArray[np.bool_] = (side.min(axis=1, initial=0) < 0) & (side.max(axis=1, initial=0) > 0)
     return out
 
 
-def _cross_opposite(corner: NDArray[np.float64], faces: NDArray[np.int64], pairs: Pairs) -> NDArray[np.bool_]:
-    """For faces with one common vertex only the edge across from it can run through the other face."""
-    out = np.zeros(len(pairs), dtype=bool)
-    equal = faces[pairs[:, 0]][:, :, None] == faces[pairs[:, 1]][:, None, :]
+def _on_line(triangle: Floats, side: Floats) -> Floats:
+    """(N, 2, 3) where the two edges of each triangle that change sides do so. side: (N, 3) of its corners."""
+    # the corner that is alone on its side, a corner in the plane counted to the other two
+    alone = np.where(np.count_nonzero(side > 0, axis=1) == 1, side.argmax(axis=1), side.argmin(axis=1))
+    rows = np.arange(len(side))
+    apex, height = triangle[rows, alone], side[rows, alone]
+    out = np.empty((len(side), 2, 3))
+    for n in (0, 1):
+        other = (alone + 1 + n) % 3
+        part = height / (height - side[rows, other])
+        out[:, n] = apex + part[:, None] * (triangle[rows, other] - apex)
+    return out
+
+
+def _overlap(one: Floats, two: Floats) -> Floats:
+    """(N,) mm that two pieces (N, 2, 3) of the same line have in common."""
+    along = one[:, 1] - one[:, 0], two[:, 1] - two[:, 0]
+    length = [np.linalg.norm(v, axis=1) for v in along]
+    longer = np.where((length[0] >= length[1])[:, None], *along)
+    direction = longer / np.maximum(np.maximum(*length), 1e-300)[:, None]
+    origin = one[:, :1]
+    a, b = (np.einsum("nij,nj->ni", piece - origin, direction) for piece in (one, two))
+    out: Floats = np.minimum(a.max(axis=1), b.max(axis=1)) - np.maximum(a.min(axis=1), b.min(axis=1))
+    return out
+
+
+def _edges_within(
+    corner: Floats, faces: NDArray[np.int64], pairs: Pairs, sides: Floats, touch: Floats
+) -> NDArray[np.bool_]:
+    """Of pairs whose first face has an edge in the plane of the second: whether it lies inside the second, partly at
+    least, while the face at the edge's other side has its third corner across."""
+    if not len(pairs):
+        return np.zeros(0, dtype=bool)
     rows = np.arange(len(pairs))
-    for one, axis in ((0, 2), (1, 1)):
-        vertex = equal.any(axis=axis).argmax(axis=1)
-        a, b = corner[pairs[:, one]], corner[pairs[:, 1 - one]]
-        out |= _pierces(a[rows, (vertex + 1) % 3], a[rows, (vertex + 2) % 3], b)
+    apex = np.abs(sides).argmax(axis=1)
+    ends = [(apex + 1) % 3, (apex + 2) % 3]
+    start, end = (corner[pairs[:, 0], e] for e in ends)
+    b = corner[pairs[:, 1]]
+    normal = np.cross(b[:, 1] - b[:, 0], b[:, 2] - b[:, 0])
+    first, last = np.zeros(len(pairs)), np.ones(len(pairs))
+    for n in range(3):
+        inwards = np.cross(normal, b[:, (n + 1) % 3] - b[:, n])
+        inwards /= np.maximum(np.linalg.norm(inwards, axis=1), 1e-300)[:, None]
+        # how deep within this edge of the second face the segment starts, and how much deeper it ends
+        depth = np.einsum("ij,ij->i", start - b[:, n], inwards) - touch
+        gain = np.einsum("ij,ij->i", end - start, inwards)
+        at = np.divide(-depth, gain, out=np.where(depth > 0, -np.inf, np.inf), where=np.abs(gain) > 0)
+        first = np.where((gain > 0) | ((gain == 0) & (depth <= 0)), np.maximum(first, at), first)
+        last = np.where(gain < 0, np.minimum(last, at), last)
+    inside = (last - first) * np.linalg.norm(end - start, axis=1) > touch
+    ids = np.sort(np.stack([faces[pairs[:, 0], e] for e in ends], axis=1), axis=1)
+    key = np.concatenate([ids, pairs[:, 1:]], axis=1)
+    _, number = np.unique(key, axis=0, return_inverse=True)
+    number = number.reshape(-1)
+    above = sides[rows, apex] > 0
+    across = [np.bincount(number, inside & which, minlength=len(rows))[number] > 0 for which in (above, ~above)]
+    out: NDArray[np.bool_] = inside & across[0] & across[1]
     return out
 
 
-def _folded(corner: NDArray[np.float64], pairs: Pairs) -> NDArray[np.bool_]:
+def _folded(corner: Floats, pairs: Pairs) -> NDArray[np.bool_]:
     normal = [np.cross(c[:, 1] - c[:, 0], c[:, 2] - c[:, 0]) for c in (corner[pairs[:, 0]], corner[pairs[:, 1]])]
     dot = np.einsum("ij,ij->i", normal[0], normal[1])
     length = np.linalg.norm(normal[0], axis=1) * np.linalg.norm(normal[1], axis=1)

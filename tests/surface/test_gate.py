@@ -134,7 +134,7 @@ def test_a_mesh_that_crosses_itself_is_made_anew() -> None:
     mesh = ball(8.0)
     vertices = mesh.vertices.copy()
     top = np.argmax(vertices[:, 2])
-    vertices[top] += (0.05, 0.02, -25)  # a spike through the far side, beside its vertex: edge on edge is a touch
+    vertices[top] += (0.0, 0.0, -25)  # a spike through the far side, its edges through the edges there
     broken = Mesh(vertices, mesh.faces, name="ball")
     assert check(broken, wall=False).self_intersections > 0
     mended = repair(broken)
@@ -160,6 +160,32 @@ def test_crossings_agree_with_a_test_of_every_pair(seed: int) -> None:
                     if 0 < t < 1 and u > 0 and v > 0 and u + v < 1:
                         expected.add((a, b))
     assert found == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([0, 7, 300]))
+def test_edges_that_meet_edges_exactly(seed: int, shift: int) -> None:
+    """Both faces cover the same piece of the line that they have in common, or pieces that end at one point of it."""
+    rng = np.random.default_rng(seed)
+    p, q, one, two = rng.normal(size=(4, 3)).round(6) + shift
+    for start, end, crossing in ((p, q, True), (q, 2 * q - p, False), (p + 2 * (p - q), 2 * q - p, True)):
+        corner = np.stack([one, 2 * p - one, 2 * q - one, two, 2 * start - two, 2 * end - two])
+        found = self_intersections(corner, np.arange(6).reshape(2, 3))
+        assert found.tolist() == ([[0, 1]] if crossing else [])
+
+
+def test_edges_that_lie_in_a_face_cross_it_or_touch_it() -> None:
+    axes = np.eye(3) * 0.4
+    corner = np.concatenate([axes, -axes])
+    faces = [(x, y, z) if (x < 3) ^ (y < 4) ^ (z < 5) else (x, z, y) for x in (0, 3) for y in (1, 4) for z in (2, 5)]
+    octahedron = Mesh(corner, faces, name="octahedron")
+    under = box(at=(-1.1, -1.2, -5.0))
+    assert check(joined(under, octahedron), wall=False).self_intersections >= 4
+    for lifted in (0.4, 0.5):
+        touching = joined(under, Mesh(np.add(corner, (0, 0, lifted)), faces))
+        assert not len(self_intersections(touching.vertices, touching.faces))
+    stacked = joined(under, box(at=(-1.1, -1.2, 0.0)), box((1, 1, 1), (-0.6, -0.6, 5.0)))
+    assert not len(self_intersections(stacked.vertices, stacked.faces))
 
 
 def test_limits_speak_up() -> None:

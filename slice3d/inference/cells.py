@@ -1,9 +1,12 @@
-"""Labels between network voxels, cell by cell, compiled: nothing is interpolated that cannot change the label.
+"""Labels between network voxels, compiled: nothing is interpolated that cannot change the label.
 
-Every score inside a cell is a convex combination of those at its eight corners. A class that some other one beats at all
-corners wins nowhere in the cell; where one class wins all corners, the cell is that class. What remains, mostly two or
-three classes, is interpolated along the slab axis, then rows, then columns, and the first of the largest wins: the
-labels are those of interpolating every class, bit for bit.
+Every score inside a cell is a convex combination of those at its eight corners. Cells are worked out some of a row at a
+time. Where one class wins all their corners, they are that class; a class whose largest corner is below what another
+one has at least wins nowhere. What remains is interpolated along the slab axis, then rows, then columns, many columns
+at once, and the first of the largest wins: the labels are those of interpolating every class.
+
+Scores come class by class, so that neighbours in memory are neighbours in space. The inner loops are written for
+compilers: of constant length, without branches, with indices that are seen not to be negative.
 """
 
 from __future__ import annotations
@@ -13,10 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slice3d.compiled import compiled
+from slice3d.compiled import compiled, compiled_loosely
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Labels = NDArray[np.int32]
+
+BLOCK = 64  # cells of a row worked out at once
 
 
 class Runs(NamedTuple):
@@ -45,223 +51,243 @@ def runs(lower: Ints, weight: Floats, n_in: int) -> Runs:
     return Runs(low, high, start, stop, weight)
 
 
-@compiled
-def strongest(scores: Floats, best: NDArray[np.int32], first: int, last: int) -> None:
-    """(H, W, C) scores → first of the largest, rows first…last-1."""
-    classes = scores.shape[2]
-    for r in range(first, last):
-        for c in range(scores.shape[1]):
-            here, most = 0, scores[r, c, 0]
-            for k in range(1, classes):
-                if scores[r, c, k] > most:
-                    here, most = k, scores[r, c, k]
-            best[r, c] = here
+class Columns(NamedTuple):
+    """Output voxels of the last axis by the network voxel at or before them.
+
+    start, outputs: (W,), first of them and how many. weight: (most of outputs, W), of the network voxel after it.
+    """
+
+    start: Ints
+    outputs: Ints
+    weight: Floats
+
+
+def columns(lower: Ints, weight: Floats, n_in: int) -> Columns:
+    """Outputs by lower neighbour; lower: ascending, weight: of the upper one, n_in: network voxels."""
+    start, stop = (np.searchsorted(lower, np.arange(n_in), side=side) for side in ("left", "right"))
+    count = stop - start
+    out = np.zeros((max(1, count.max()), n_in), np.float32)
+    for n, line in enumerate(out):
+        has = count > n
+        line[has] = weight[start[has] + n]
+    return Columns(start, count, out)
 
 
 @compiled
-def _rule_out(
-    s0: Floats, s1: Floats, s2: Floats, s3: Floats, s4: Floats, s5: Floats, s6: Floats, s7: Floats,
-    m: int, keep: NDArray[np.bool_],
+def strongest(scores: Floats, best: NDArray[np.int32], most: Floats, first: int, last: int) -> None:
+    """(C, pixels) scores → first of the largest, and its score, of pixels first…last-1."""
+    top = scores[0, first:last].copy()
+    which = np.zeros(last - first, np.int32)
+    for k in range(1, len(scores)):
+        line = scores[k, first:last]
+        label = np.int32(k)
+        for i in range(len(top)):
+            above = line[i] > top[i]
+            top[i] = line[i] if above else top[i]
+            which[i] = label if above else which[i]
+    best[first:last] = which
+    most[first:last] = top
+
+
+@compiled
+def _may_win(
+    a: Floats, b: Floats, k: int, y0: int, y1: int, x0: int, n: int, bound: Floats, largest: Floats
+) -> bool:  # fmt: skip
+    """Whether class k comes up to `bound` at some corner of its cell, in any of the cells from column x0 on."""
+    if k < 0 or y0 < 0 or y1 < 0 or x0 < 0:
+        return False
+    for i in range(n):
+        f, g = a[k, y0, x0 + i], a[k, y1, x0 + i]
+        largest[i] = f if f > g else g
+    for i in range(n):
+        f, g = b[k, y0, x0 + i], b[k, y1, x0 + i]
+        f = f if f > g else g
+        g = largest[i]
+        largest[i] = f if f > g else g
+    hits = np.int32(0)
+    for i in range(BLOCK):
+        f, g = largest[i], largest[i + 1]
+        f = f if f > g else g
+        hits += np.int32(1) if f >= bound[i] else np.int32(0)
+    return bool(hits > 0)
+
+
+@compiled
+def _between_planes(a: Floats, b: Floats, w: float, k: int, y: int, x0: int, n: int, out: Floats) -> None:
+    """n scores of class k in a row between two planes; w: of the second plane."""
+    v = np.float32(1) - w
+    if k < 0 or y < 0 or x0 < 0:
+        return
+    for i in range(n):
+        out[i] = v * a[k, y, x0 + i] + w * b[k, y, x0 + i]
+
+
+@compiled
+def _compete(
+    lines: Floats, count: int, weight: Floats, candidate: NDArray[np.int32], raises: bool, most: Floats, winner: Labels
 ) -> None:  # fmt: skip
-    """Classes that class m beats at all corners; one as good as m somewhere stays, whichever of the two comes first."""
-    t0, t1, t2, t3, t4, t5, t6, t7 = s0[m], s1[m], s2[m], s3[m], s4[m], s5[m], s6[m], s7[m]
-    for k in range(len(keep)):
-        keep[k] &= (
-            (s0[k] >= t0) | (s1[k] >= t1) | (s2[k] >= t2) | (s3[k] >= t3)
-            | (s4[k] >= t4) | (s5[k] >= t5) | (s6[k] >= t6) | (s7[k] >= t7)
-        )  # fmt: skip
+    """A class wins where its score between columns is above `most`, which it raises or not; one after the other."""
+    one = np.float32(1)
+    for j in range(count):
+        k = candidate[j]
+        for i in range(BLOCK):
+            w = weight[i]
+            score = (one - w) * lines[j, i] + w * lines[j, i + 1]
+            before, holder = most[i], winner[i]
+            above = score > before
+            winner[i] = k if above else holder
+            most[i] = score if above & raises else before
 
 
 @compiled
-def softmax_labels(
+def labels_between(
     a: Floats,
     b: Floats,
     best_a: NDArray[np.int32],
     best_b: NDArray[np.int32],
+    threshold: float,
     slab_weight: Floats,
     rows: Runs,
-    columns: Runs,
+    columns: Columns,
     values: NDArray[np.uint16],
     out: NDArray[np.uint16],
     first: int,
     last: int,
 ) -> None:
-    """Labels between two planes of scores (H, W, C), runs first…last-1 of the rows.
+    """Labels between two planes of scores (C, H, W), runs first…last-1 of the rows.
 
-    best_a, best_b: (H, W) strongest class. slab_weight: of `b`, one per output plane. values: label of each class.
-    out: (planes, height, width).
+    threshold: −inf where the strongest class wins; else each class is on above it, and later ones overwrite earlier
+    ones. best_a, best_b: (H, W) strongest class, where it wins. slab_weight: of `b`, one per output plane. values: label
+    of each class. out: (planes, height, width).
     """
-    classes = a.shape[2]
-    keep = np.empty(classes, np.bool_)
-    candidate = np.empty(classes, np.int64)
-    winner = np.empty(8, np.int64)
-    p = np.empty((4, classes), np.float32)
-    q = np.empty((2, classes), np.float32)
-    one = np.float32(1)
+    classes, width = a.shape[0], a.shape[2]
+    one, low = np.float32(1), np.float32(threshold)
+    exclusive = threshold == -np.inf
+    bound = np.empty(BLOCK, np.float32)
+    largest = np.zeros(BLOCK + 1, np.float32)
+    top = np.zeros((classes, BLOCK + 1), np.float32)
+    bottom = np.zeros((classes, BLOCK + 1), np.float32)
+    line = np.zeros((classes, BLOCK + 1), np.float32)
+    weight = np.zeros((len(columns.weight), BLOCK), np.float32)
+    most = np.empty(BLOCK, np.float32)
+    winner = np.empty(BLOCK, np.int32)
+    candidate = np.empty(classes, np.int32)
     for r in range(first, last):
-        y0, y1, top, bottom = rows.low[r], rows.high[r], rows.start[r], rows.stop[r]
-        for s in range(len(columns.low)):
-            x0, x1, left, right = columns.low[s], columns.high[s], columns.start[s], columns.stop[s]
-            winner[0], winner[1], winner[2], winner[3] = best_a[y0, x0], best_a[y0, x1], best_a[y1, x0], best_a[y1, x1]
-            winner[4], winner[5], winner[6], winner[7] = best_b[y0, x0], best_b[y0, x1], best_b[y1, x0], best_b[y1, x1]
-            label = values[winner[0]]
-            same = True
-            alone = True
-            for n in range(1, 8):
-                if winner[n] != winner[0]:
-                    alone = False
+        y0, y1 = rows.low[r], rows.high[r]
+        for x0 in range(0, width, BLOCK):
+            n = min(BLOCK, width - x0)
+            wide = min(BLOCK + 1, width - x0)
+            left, right = columns.start[x0], columns.start[x0 + n - 1] + columns.outputs[x0 + n - 1]
+            if left == right:
+                continue
+            m = best_a[y0, x0]
+            same = exclusive
+            for x in range(x0, x0 + wide):
+                same &= best_a[y0, x] == m and best_a[y1, x] == m and best_b[y0, x] == m and best_b[y1, x] == m
+                if not same:
                     break
-            if not alone:
-                a00, a01, a10, a11 = a[y0, x0], a[y0, x1], a[y1, x0], a[y1, x1]
-                b00, b01, b10, b11 = b[y0, x0], b[y0, x1], b[y1, x0], b[y1, x1]
+            label = values[m]
+            count = 0
+            if not same:
+                bound[:] = np.inf
+                bound[:n] = low
+                largest[:] = -np.inf
+                if exclusive:
+                    for i in range(n):
+                        x, u = x0 + i, min(x0 + i + 1, width - 1)
+                        k = best_a[y0, x]
+                        bound[i] = min(
+                            min(min(a[k, y0, x], a[k, y0, u]), min(a[k, y1, x], a[k, y1, u])),
+                            min(min(b[k, y0, x], b[k, y0, u]), min(b[k, y1, x], b[k, y1, u])),
+                        )
                 for k in range(classes):
-                    keep[k] = True
-                for n in range(8):
-                    m = winner[n]
-                    if not keep[m]:
-                        continue
-                    before = 0
-                    while winner[before] != m:
-                        before += 1
-                    if before < n:
-                        continue
-                    _rule_out(a00, a01, a10, a11, b00, b01, b10, b11, m, keep)
-                count = 0
-                for k in range(classes):
-                    candidate[count] = k
-                    count += keep[k]
+                    if _may_win(a, b, k, y0, y1, x0, wide, bound, largest):
+                        candidate[count] = k
+                        count += 1
+                same = exclusive or count == 0
+                label = values[candidate[0]] if count else values[0] * 0
                 for j in range(count):
-                    if values[candidate[j]] != label:
-                        same = False
-                        break
+                    same &= values[candidate[j]] == label
             if same:
                 for z in range(len(slab_weight)):
-                    for y in range(top, bottom):
+                    for y in range(rows.start[r], rows.stop[r]):
                         for x in range(left, right):
                             out[z, y, x] = label
                 continue
+            phases = columns.outputs[x0 : x0 + n].max()
+            weight[:, :n] = columns.weight[:, x0 : x0 + n]
             for z in range(len(slab_weight)):
-                w = slab_weight[z]
-                v = one - w
                 for j in range(count):
-                    k = candidate[j]
-                    p[0, j], p[1, j] = v * a00[k] + w * b00[k], v * a01[k] + w * b01[k]
-                    p[2, j], p[3, j] = v * a10[k] + w * b10[k], v * a11[k] + w * b11[k]
-                for y in range(top, bottom):
+                    _between_planes(a, b, slab_weight[z], candidate[j], y0, x0, wide, top[j])
+                    _between_planes(a, b, slab_weight[z], candidate[j], y1, x0, wide, bottom[j])
+                for y in range(rows.start[r], rows.stop[r]):
                     w = rows.weight[y]
                     v = one - w
                     for j in range(count):
-                        q[0, j], q[1, j] = v * p[0, j] + w * p[2, j], v * p[1, j] + w * p[3, j]
-                    for x in range(left, right):
-                        w = columns.weight[x]
-                        v = one - w
-                        here, most = 0, v * q[0, 0] + w * q[1, 0]
-                        for j in range(1, count):
-                            score = v * q[0, j] + w * q[1, j]
-                            if score > most:
-                                here, most = j, score
-                        out[z, y, x] = values[candidate[here]]
+                        for i in range(BLOCK + 1):
+                            line[j, i] = v * top[j, i] + w * bottom[j, i]
+                    for t in range(phases):
+                        most[:] = low
+                        winner[:] = -1
+                        _compete(line, count, weight[t], candidate, exclusive, most, winner)
+                        for i in range(n):
+                            if t < columns.outputs[x0 + i]:
+                                k = winner[i]
+                                out[z, y, columns.start[x0 + i] + t] = values[k] if k >= 0 else 0
 
 
-@compiled
-def sigmoid_labels(
-    a: Floats,
-    b: Floats,
-    slab_weight: Floats,
-    rows: Runs,
-    columns: Runs,
-    threshold: float,
-    values: NDArray[np.uint16],
-    out: NDArray[np.uint16],
-    first: int,
-    last: int,
-) -> None:
-    """As `softmax_labels` for channels that are each on above `threshold`; later ones overwrite earlier ones."""
-    corner = np.empty((2, 2, 2), np.float32)
-    one = np.float32(1)
-    for r in range(first, last):
-        y0, y1, top, bottom = rows.low[r], rows.high[r], rows.start[r], rows.stop[r]
-        for s in range(len(columns.low)):
-            x0, x1, left, right = columns.low[s], columns.high[s], columns.start[s], columns.stop[s]
-            out[:, top:bottom, left:right] = 0
-            for k in range(len(values)):
-                corner[0, 0, 0], corner[0, 0, 1] = a[y0, x0, k], a[y0, x1, k]
-                corner[0, 1, 0], corner[0, 1, 1] = a[y1, x0, k], a[y1, x1, k]
-                corner[1, 0, 0], corner[1, 0, 1] = b[y0, x0, k], b[y0, x1, k]
-                corner[1, 1, 0], corner[1, 1, 1] = b[y1, x0, k], b[y1, x1, k]
-                on = 0
-                for value in corner.flat:
-                    on += int(value > threshold)
-                if on == 8:
-                    out[:, top:bottom, left:right] = values[k]
-                if on in (0, 8):
-                    continue
-                for z in range(len(slab_weight)):
-                    w = slab_weight[z]
-                    v = one - w
-                    p00 = v * corner[0, 0, 0] + w * corner[1, 0, 0]
-                    p01 = v * corner[0, 0, 1] + w * corner[1, 0, 1]
-                    p10 = v * corner[0, 1, 0] + w * corner[1, 1, 0]
-                    p11 = v * corner[0, 1, 1] + w * corner[1, 1, 1]
-                    for y in range(top, bottom):
-                        w = rows.weight[y]
-                        q0, q1 = (one - w) * p00 + w * p10, (one - w) * p01 + w * p11
-                        for x in range(left, right):
-                            w = columns.weight[x]
-                            if (one - w) * q0 + w * q1 > threshold:
-                                out[z, y, x] = values[k]
-
-
-@compiled
+@compiled_loosely
 def tally(
     scores: Floats,
     probability: Floats,
     best: NDArray[np.int32],
+    most: Floats,
     owners: NDArray[np.bool_],
     mass: NDArray[np.float64],
     sums: NDArray[np.float64],
     first: int,
     last: int,
 ) -> None:
-    """Sums over rows first…last-1 of a plane (H, W, C). owners: (groups, C), which classes belong to which group.
+    """Sums over pixels first…last-1 of a plane (C, pixels). owners: (groups, C), which classes belong to which group.
 
-    mass: (C,) += probabilities. sums: (groups, 3) += voxels, the group's own probability and the entropy (nats) where
-    the strongest class is one of the group's.
+    best, most: strongest class and its score. mass: (C,) += probabilities. sums: (groups, 3) += voxels, the group's own
+    probability and the entropy (nats) where the strongest class is one of the group's.
     """
-    classes = scores.shape[2]
-    line = np.empty(classes, np.float32)
+    classes = len(scores)
+    # Σ p (s − s of the strongest): with it, −Σ p log p takes one logarithm a pixel
+    spread = np.zeros(last - first, np.float32)
+    strongest = most[first:last]
+    for k in range(classes):
+        p, s = probability[k, first:last], scores[k, first:last]
+        whole = np.float32(0)
+        for i in range(len(spread)):
+            whole += p[i]
+            spread[i] += p[i] * (s[i] - strongest[i])
+        mass[k] += whole
     groups = np.empty((classes, len(owners)), np.int64)
     count = np.zeros(classes, np.int64)
+    members = np.empty((len(owners), classes), np.int64)
+    size = np.zeros(len(owners), np.int64)
     for g in range(len(owners)):
         for k in range(classes):
             if owners[g, k]:
                 groups[k, count[k]] = g
                 count[k] += 1
-    for r in range(first, last):
-        line[:] = 0
-        for c in range(scores.shape[1]):
-            p = probability[r, c]
-            for k in range(classes):
-                line[k] += p[k]
-            m = best[r, c]
-            if not count[m]:
-                continue
-            s = scores[r, c]
-            # −Σ p log p, with log p of every class from that of the strongest one
-            entropy = -np.log(p[m])
-            for k in range(classes):
-                entropy -= p[k] * (s[k] - s[m])
-            for n in range(count[m]):
-                g = groups[m, n]
-                own = np.float32(0)
-                for k in range(classes):
-                    if owners[g, k]:
-                        own += p[k]
-                sums[g, 0] += 1
-                sums[g, 1] += own
-                sums[g, 2] += entropy
-        for k in range(classes):
-            mass[k] += line[k]
+                members[g, size[g]] = k
+                size[g] += 1
+    for c in range(first, last):
+        m = best[c]
+        if not count[m]:
+            continue
+        entropy = -np.log(probability[m, c]) - spread[c - first]
+        for n in range(count[m]):
+            g = groups[m, n]
+            own = np.float32(0)
+            for j in range(size[g]):
+                own += probability[members[g, j], c]
+            sums[g, 0] += 1
+            sums[g, 1] += own
+            sums[g, 2] += entropy
 
 
 @compiled

@@ -75,18 +75,25 @@ class Networks:
         return out  # type: ignore[no-any-return]
 
     def scores(self, averaged: torch.Tensor) -> torch.Tensor:
-        """(…, width) averaged values → (…, channels_out) float32 scores. Raises `ModelError` for NaN or infinity."""
+        """(…, width) averaged values → (…, channels_out) float32 scores. Raises `ModelError` for NaN or infinity.
+
+        Where the head comes here, scores lie class by class in memory.
+        """
         import torch
 
         head = self.folds[0].head
-        scores = averaged if head is None else averaged @ head.weight.T + head.bias
+        scores = averaged
+        if head is not None:
+            flat = averaged.reshape(-1, averaged.shape[-1])
+            by_class = torch.addmm(head.bias[:, None], head.weight, flat.T)
+            scores = by_class.view(-1, *averaged.shape[:-1]).movedim(0, -1)
         # a sum is finite only when all terms are; the other way round large ones may add up to infinity
         if not bool(torch.isfinite(scores.sum())) and not bool(torch.isfinite(scores).all()):
             raise ModelError(
                 f"model {self.package.name!r} gave NaN or infinite scores in {self.dtype}; "
                 "check the image for extreme values, or calculate in float32 (InferenceSettings.precision)"
             )
-        return scores.contiguous()
+        return scores
 
     def activation_gib(self) -> float:
         """Memory of one forward pass of one tile."""

@@ -26,10 +26,10 @@ class CellReducer(Reducer):
         super().__init__(*args, **options)
         self.pool = pool
         inputs = [n.high - n.low for n in options["windows"]]
-        self.row_runs, self.column_runs = (
-            cells.runs(low, weight, n) for (low, weight), n in zip(self.around[1:], inputs[1:], strict=True)
+        self.slab_runs, self.row_runs = (
+            cells.runs(low, weight, n) for (low, weight), n in zip(self.around[:2], inputs[:2], strict=True)
         )
-        self.slab_runs = cells.runs(*self.around[0], inputs[0])
+        self.cell_columns = cells.columns(*self.around[2], inputs[2])
         self.next_run = 0
         self.before: tuple[NDArray[np.float32], NDArray[np.int32]] | None = None
         self.table = np.array(self.decision.values, self.labels.dtype)
@@ -39,12 +39,13 @@ class CellReducer(Reducer):
 
     def take(self, index: int, scores: torch.Tensor) -> None:
         """scores: (H, W, C) float32 of plane `index`, counted from the window's first; planes come in order."""
-        plane = scores.numpy()
-        best = np.empty(plane.shape[:2], np.int32)
+        plane = scores.permute(2, 0, 1).contiguous().numpy()  # a copy only where scores come voxel by voxel
+        best = np.zeros(plane.shape[1:], np.int32)
         if self.decision.activation == "softmax":
-            self._share(len(plane), lambda part, first, last: cells.strongest(plane, best, first, last))
+            flat, most = plane.reshape(len(plane), -1), np.empty(best.size, np.float32)
+            self._share(best.size, lambda part, *run: cells.strongest(flat, best.reshape(-1), most, *run))
             self.census.take(scores, best, self.origin)
-            self._sum_up(scores, best)
+            self._sum_up(flat, best.reshape(-1), most)
         else:
             self._tally(scores)
         while self.next_run < len(self.slab_runs.low) and self.slab_runs.high[self.next_run] <= index:
@@ -63,30 +64,33 @@ class CellReducer(Reducer):
         a, best_a = self.before if self.before is not None and self.slab_runs.low[run] < index else (plane, best)
         b, best_b = (plane, best) if self.slab_runs.high[run] == index else (a, best_a)
         weight = self.weight[start:stop]
-        rows, columns, decision = self.row_runs, self.column_runs, self.decision
+        rows, softmax = self.row_runs, self.decision.activation == "softmax"
+        threshold = -np.inf if softmax else self.decision.threshold
         out = np.empty((stop - start, *self.labels.shape[1:]), self.labels.dtype)
 
         def work(part: int, first: int, last: int) -> None:
-            if decision.activation == "softmax":
-                cells.softmax_labels(a, b, best_a, best_b, weight, rows, columns, self.table, out, first, last)
-            else:
-                cells.sigmoid_labels(a, b, weight, rows, columns, decision.threshold, self.table, out, first, last)
+            cells.labels_between(
+                a, b, best_a, best_b, threshold, weight, rows, self.cell_columns, self.table, out, first, last
+            )
             done = slice(rows.start[first], rows.stop[last - 1])
             self.labels[start:stop, done] = out[:, done]
 
         self._share(len(rows.low), work)
 
-    def _sum_up(self, scores: torch.Tensor, best: NDArray[np.int32]) -> None:
+    def _sum_up(self, scores: NDArray[np.float32], best: NDArray[np.int32], most: NDArray[np.float32]) -> None:
+        """scores: (C, pixels); best, most: strongest class and its score."""
+        import torch
+
         if not self.tallies:
             return
-        plane, probability = scores.numpy(), scores.softmax(-1).numpy()
-        mass = np.zeros((_PARTS, plane.shape[2]))
+        probability = torch.from_numpy(scores).softmax(0).numpy()
+        mass = np.zeros((_PARTS, len(scores)))
         sums = np.zeros((_PARTS, len(self.tallies), 3))
 
         def work(part: int, first: int, last: int) -> None:
-            cells.tally(plane, probability, best, self.owners, mass[part], sums[part], first, last)
+            cells.tally(scores, probability, best, most, self.owners, mass[part], sums[part], first, last)
 
-        self._share(len(plane), work)
+        self._share(len(best), work)
         whole = self.owners @ mass.sum(0)
         for tally, probable, (voxels, inside, entropy) in zip(
             self.tallies.values(), whole.tolist(), sums.sum(0).tolist(), strict=True

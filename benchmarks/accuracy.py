@@ -1,10 +1,13 @@
 """Recompute the accuracy figures of a shipped model from its weights, case by case; `ct-torso` unless `--model` says so.
 
     python -m benchmarks.accuracy [--model mr-brain] --data ../shared/data [--quick] [--write] [--pictures docs/pictures]
+        [--siblings RUN]
 
-Held-out cases were never trained on; the phantom is a stylised study with analytic truth. `--quick` runs the phantom at
-a coarser grid and the smallest held-out case only. `--write` stores scores and the reliability calibration in the
-package's model.json and README.md.
+Held-out cases were never trained on; the phantom is a stylised study with analytic truth. Where the shipped weights saw
+every labelled case, `--siblings` names a folder of `slice3d train --recipe ct-torso --out RUN`, whose
+`without-CASE/package` each left one case out: they are scored on it. `--quick` runs the phantom at a coarser grid and
+the smallest held-out case only. `--write` stores scores and the reliability calibration in the package's model.json and
+README.md.
 """
 
 from __future__ import annotations
@@ -103,18 +106,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--siblings", type=Path)
     options = parser.parse_args()
     if options.model in ELSEWHERE:
         importlib.import_module(ELSEWHERE[options.model]).recompute(options)
         return
     package = read_package(PACKAGE)
-    engine = Engine(package)
-    names = ["s0009"] if options.quick else list(package.description["training"]["held_out"])
+    held = list(package.description["training"]["held_out"])
+    runs = [(package, name) for name in (held[:1] if options.quick else held)]
+    left_out = sorted(options.siblings.glob("without-*/package")) if options.siblings else []
+    runs += [(read_package(folder), folder.parent.name.removeprefix("without-")) for folder in left_out]
     scores: dict[str, Any] = {}
-    for name in [*names, "phantom"]:
+    for used, name in [*runs, (package, "phantom")]:
         volume, truth = phantom(options.quick) if name == "phantom" else held_out(options.data, name)
         started = time.perf_counter()
-        result = engine.predict(volume, settings=InferenceSettings())
+        result = Engine(used).predict(volume, settings=InferenceSettings())
         scores[name] = score(result, truth, UNSCORED.get(name, ()))
         print(f"\n{name}: {volume!r}, {time.perf_counter() - started:.1f} s")
         for structure, row in scores[name].items():
@@ -129,10 +135,10 @@ def main() -> None:
         json.dumps({"model": package.version, "sha256": package.sha256, "scores": scores}, indent=1) + "\n"
     )
     if options.write and not options.quick:
-        write(scores)
+        write(scores, [name for used, name in runs if used is not package])
 
 
-def write(scores: dict[str, Any]) -> None:
+def write(scores: dict[str, Any], siblings: list[str]) -> None:
     """Scores and calibration into the package. Too few cases for a line per structure: one line for all of them."""
     description = json.loads((PACKAGE / "model.json").read_text())
     pairs = [
@@ -142,6 +148,10 @@ def write(scores: dict[str, Any]) -> None:
         for name, row in table.items()
         if "soft_dice" in row and name != "body"
     ]
+    if siblings:
+        rows = {name: scores.pop(name) for name in siblings}
+        version = f"{description['version']} without the case"
+        description["training"]["sibling"] = {"version": version, "held_out": siblings, "scores": rows}
     description["scores"] = scores
     sibling = description["training"].get("sibling")
     if pairs:  # without a held-out case the calibration of the sibling stays

@@ -7,7 +7,6 @@ known before the first plane can be decided.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,9 @@ from slice3d.inference.census import Census
 from slice3d.inference.decide import Decision
 from slice3d.inference.intensities import Intensities
 from slice3d.inference.networks import Networks
-from slice3d.inference.reduce import Reducer, Window, neighbours, window
+from slice3d.inference.reduce import PIXELS_AT_ONCE, Reducer, Window, mixed_cells, neighbours, touching, window
 from slice3d.inference.sweep import Sweep, planes
+from slice3d.models.package import ModelPackage
 from slice3d.volume import Volume
 
 if TYPE_CHECKING:
@@ -30,17 +30,18 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 _SAMPLES = 40_000
-_SURE = 0.02  # probability of anything but background from which a voxel is looked at
+_SEEN = 0.02  # probability of anything but background from which a voxel is looked at
 _LEAST = 2_000  # voxels looked at below which grey values say nothing
 _MARGIN = 3  # network voxels around what the network found
+_HU = 250.0  # so that the least spread of a tissue is 5 HU, less than the noise of any scanner
 
 
 @dataclass(frozen=True)
 class Scores:
     """The network's scores on its grid, slab axis first, and where the study's voxels lie in it.
 
-    scores: (D, H, W, C) float16. low, weight: per axis, for every study voxel of the looked-at box, its lower neighbour
-    and the share of the upper one.
+    scores: (D, H, W, C) float16. low, weight: per axis, for every study voxel, its lower neighbour and the share of the
+    upper one.
     """
 
     scores: torch.Tensor
@@ -65,24 +66,88 @@ class Scores:
             out = out + self.scores[tuple(index)].float() * share[:, None]
         return out  # type: ignore[no-any-return]
 
-    def plane(self, depth: int, rows: slice, columns: slice) -> torch.Tensor:
-        """(h, w, C) scores of a rectangle of one study plane."""
-        field = self._lerp(self.scores, 0, self.low[0][depth : depth + 1], self.weight[0][depth : depth + 1])[0]
-        field = self._lerp(field, 0, self.low[1][rows], self.weight[1][rows])
-        return self._lerp(field, 1, self.low[2][columns], self.weight[2][columns])
 
-    @staticmethod
-    def _lerp(field: torch.Tensor, axis: int, low: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        high = (low + 1).clamp(max=field.shape[axis] - 1)
-        shape = [1] * field.ndim
-        shape[axis] = -1
-        return field.index_select(axis, low).float().lerp(field.index_select(axis, high).float(), weight.view(shape))
+@dataclass(frozen=True)
+class Scale:
+    """Grey values as Gaussians can describe them.
+
+    absolute: Hounsfield units, cut to what the network sees; there is no shading. Otherwise log grey values between
+    about the darkest and the brightest of the image, on which shading adds up. sure: probability from which the network
+    is taken at its word. One that knows Hounsfield units has used them already; one that was trained on any contrast
+    has not, and is asked for no more than a prior.
+    """
+
+    absolute: bool
+    low: float
+    high: float
+    sure: float = 2.0
+
+    def values(self, image: Array) -> Array:
+        """(n,) float32 of n voxels of the image."""
+        if self.absolute:
+            out: Array = np.clip(np.asarray(image, np.float32), self.low, self.high) / _HU
+            return out
+        return intensities.log_grey(image, self.low, self.high)
+
+    def terms(self, shape: tuple[int, ...], *index: Array) -> Array:
+        """(n, K) shading terms at voxels of an image of this shape."""
+        if self.absolute:
+            return np.zeros((len(index[0]), 0), np.float32)
+        return intensities.shading_terms(*(2.0 * i / max(1, n - 1) - 1 for i, n in zip(index, shape, strict=True)))
+
+
+def scale_of(volume: Volume, package: ModelPackage) -> Scale:
+    """The network's own window for packages that clip absolute values, the image's range for others."""
+    window = package.intensity[0].clip
+    if package.intensity[0].scheme == "clip_zscore" and window:
+        return Scale(True, *window, sure=0.995)
+    low, high = np.percentile(volume.data[:: max(1, volume.data.shape[0] // 64)], [0.5, 99.5])
+    return Scale(False, float(low), float(high))
+
+
+class GreyReducer(Reducer):
+    """As `Reducer`; where the network leaves it open, grey values have a say.
+
+    image: study voxels, axes as `labels`. owner: tissue of each channel.
+    """
+
+    def __init__(self, *args: Any, image: Array, owner: Array, found: Intensities, scale: Scale, **options: Any):
+        super().__init__(*args, **options)
+        self.image, self.owner, self.found, self.scale = image, owner, found, scale
+
+    def _write(self, out: int, plane: torch.Tensor) -> None:
+        import torch
+
+        shares = plane.softmax(-1)
+        certainty, best = shares.max(-1)
+        mixed = mixed_cells(best) | touching((certainty < self.scale.sure) & (shares[..., 0] < 1 - _SEEN))
+        result = self.values[best][self.rows][:, self.columns]
+        probabilities = {
+            name: self._enlarged(self._probability(plane, self.decision.groups[name])).reshape(-1)
+            for name in self.decision.probabilities
+        }
+        width = self.labels.shape[2]
+        pixels = mixed[self.rows][:, self.columns].reshape(-1).nonzero().squeeze(1)
+        depth = self.box[0].start + out
+        for some in torch.split(pixels, PIXELS_AT_ONCE):
+            rows, columns = some // width, some % width
+            scores = self._interpolate(plane, rows, columns)
+            i, j = rows.numpy() + self.box[1].start, columns.numpy() + self.box[2].start
+            terms = self.scale.terms(self.image.shape, np.full(len(i), depth), i, j)
+            fits = self.found.log_likelihood(self.scale.values(self.image[depth][i, j]), terms)
+            scores += torch.from_numpy(fits[:, self.owner])
+            result.view(-1)[some] = self.values[scores.argmax(-1)]
+            for name, field in probabilities.items():
+                field[some] = self._probability(scores, self.decision.groups[name])
+        self.labels[out] = result.numpy()
+        for name, field in probabilities.items():
+            self.probability[name][self.box][out] = field.view(result.shape).half().numpy()
 
 
 def reduce_by_intensity(
     networks: Networks, case: Case, sweep: Sweep, volume: Volume, labels: Array, decision: Decision
 ) -> tuple[Reducer, Census, dict[str, Any]]:
-    """Write `labels`; the reducer with the sums over study voxels, what the network alone found, grey values found."""
+    """Write `labels`; the reducer, what the network alone found where, and the grey values of the tissues."""
     import torch
 
     package, order, shape = networks.package, case.order, case.shape
@@ -102,16 +167,18 @@ def reduce_by_intensity(
     windows = []
     for n, (size, inside, step) in enumerate(zip(view.shape, shape, steps, strict=True)):
         a, b = (0, 0) if box is None else (max(0, box[0][n] - _MARGIN), min(inside, box[1][n] + _MARGIN))
-        near = window(int(a), int(b), n_in=inside, n_out=size, step=step)
-        windows.append(Window(near.out_low, near.out_high, near.out_low, near.out_high))
-    bright = _brightness(volume)
-    found = _fitted(field, image, owner, [t.components for t in package.tissues], windows, bright)
-    reducer = Reducer(
-        (view.shape[0], view.shape[1], view.shape[2]), view, decision, windows=(windows[0], windows[1], windows[2]),
-        steps=(1.0, 1.0, 1.0), device=torch.device("cpu"),
-    )  # fmt: skip
-    for index, plane in enumerate(_updated(field, image, owner, windows, found, bright)):
-        reducer.take(index, plane)
+        windows.append(window(int(a), int(b), n_in=inside, n_out=size, step=step))
+    scale = scale_of(volume, package)
+    found = _fitted(field, image, owner, [t.components for t in package.tissues], windows, scale)
+    options: dict[str, Any] = {"windows": tuple(windows), "steps": steps, "device": torch.device("cpu")}
+    if found is None:
+        reducer = Reducer(shape, view, decision, **options)
+    else:
+        how: dict[str, Any] = {"image": image, "owner": owner, "found": found, "scale": scale}
+        reducer = GreyReducer(shape, view, decision, **how, **options)
+    inner = tuple(slice(w.low, w.high) for w in windows)
+    for index, plane in enumerate(scores[inner]):
+        reducer.take(index, plane.float())
     case.run.clock("reduce", start)
     return reducer, census, {} if found is None else _said(found, package.tissues)
 
@@ -127,17 +194,8 @@ def _collected(networks: Networks, case: Case, sweep: Sweep, census: Census) -> 
     return out
 
 
-def _brightness(volume: Volume) -> tuple[float, float]:
-    low, high = np.percentile(volume.data[:: max(1, volume.data.shape[0] // 64)], [0.5, 99.5])
-    return float(low), float(high)
-
-
-def _terms(shape: tuple[int, ...], *index: Array) -> Array:
-    return intensities.shading_terms(*(2.0 * i / max(1, n - 1) - 1 for i, n in zip(index, shape, strict=True)))
-
-
 def _fitted(
-    field: Scores, image: Array, owner: Array, components: list[int], windows: list[Window], bright: tuple[float, float]
+    field: Scores, image: Array, owner: Array, components: list[int], windows: list[Window], scale: Scale
 ) -> Intensities | None:
     """What the tissues look like, from voxels drawn where the network sees something; None where it sees too little."""
     rng = np.random.default_rng(0)
@@ -146,36 +204,15 @@ def _fitted(
         return None
     voxels = np.unique(rng.integers(low, high, (6 * _SAMPLES, 3)), axis=0)
     prior = field.at(voxels).softmax(-1).numpy()
-    seen = np.flatnonzero(prior[:, 0] < 1 - _SURE)
+    seen = np.flatnonzero(prior[:, 0] < 1 - _SEEN)
     if len(seen) < _LEAST:
         return None
     seen = rng.permutation(seen)[:_SAMPLES]
     voxels = voxels[seen]
     by_tissue = np.zeros((len(seen), len(components)))
     np.add.at(by_tissue.T, owner, prior[seen].T)
-    values = intensities.log_grey(image[tuple(voxels.T)], *bright)
-    return intensities.fit(values, by_tissue, components, _terms(image.shape, *voxels.T))
-
-
-def _updated(
-    field: Scores, image: Array, owner: Array, windows: list[Window], found: Intensities | None,
-    bright: tuple[float, float],
-) -> Iterator[torch.Tensor]:  # fmt: skip
-    """Score planes of the study's resolution: the network's, and what grey values say where it sees anything."""
-    import torch
-
-    rows, columns = (slice(w.out_low, w.out_high) for w in windows[1:])
-    j, i = np.meshgrid(np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop), indexing="ij")
-    for depth in range(windows[0].out_low, windows[0].out_high):
-        plane = field.plane(depth, rows, columns)
-        if found is not None:
-            # the softmax of background is 1 / Σ exp(score − background's)
-            near = ((plane - plane[..., :1]).exp_().sum(-1) > 1 / (1 - _SURE)).numpy()
-            a, b = j[near], i[near]
-            values = intensities.log_grey(image[depth][a, b], *bright)
-            fits = found.log_likelihood(values, _terms(image.shape, np.full(len(a), depth), a, b))
-            plane[torch.from_numpy(near)] += torch.from_numpy(fits[:, owner])
-        yield plane
+    terms = scale.terms(image.shape, *voxels.T)
+    return intensities.fit(scale.values(image[tuple(voxels.T)]), by_tissue, components, terms)
 
 
 def _said(found: Intensities, tissues: Any) -> dict[str, Any]:

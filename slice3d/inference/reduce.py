@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Axes = tuple[int, int, int]
 
-_PIXELS_AT_ONCE = 1 << 15  # bounds the scores worked out at once, whatever the number of classes
+PIXELS_AT_ONCE = 1 << 15
+"""Bounds the scores worked out at once, whatever the number of classes."""
 
 
 @dataclass
@@ -142,8 +143,8 @@ class Reducer:
             return coarse
         width = self.labels.shape[2]
         result = coarse[self.rows][:, self.columns]
-        mixed = _mixed_cells(pattern)[self.rows][:, self.columns].reshape(-1).nonzero().squeeze(1)
-        for some in torch.split(mixed, _PIXELS_AT_ONCE):
+        mixed = mixed_cells(pattern)[self.rows][:, self.columns].reshape(-1).nonzero().squeeze(1)
+        for some in torch.split(mixed, PIXELS_AT_ONCE):
             fine = self._interpolate(plane, some // width, some % width)
             result.view(-1)[some] = self._decide(fine)[0]
         return result
@@ -220,7 +221,7 @@ class Reducer:
             tally.entropy += column[3]
 
 
-def _mixed_cells(code: torch.Tensor) -> torch.Tensor:
+def mixed_cells(code: torch.Tensor) -> torch.Tensor:
     """(H, W) bool: the cell from (h, w) to (h+1, w+1) has corners that disagree."""
     import torch
 
@@ -230,4 +231,13 @@ def _mixed_cells(code: torch.Tensor) -> torch.Tensor:
     out[:-1] |= vertical
     out[:, :-1] |= horizontal
     out[:-1, :-1] |= vertical[:, 1:] | horizontal[1:]
+    return out
+
+
+def touching(corners: torch.Tensor) -> torch.Tensor:
+    """(H, W) bool: the cell from (h, w) to (h+1, w+1) has one of these corners."""
+    out = corners.clone()
+    out[:-1] |= corners[1:]
+    out[:, :-1] |= corners[:, 1:]
+    out[:-1, :-1] |= corners[1:, 1:]
     return out

@@ -1,19 +1,22 @@
 """Labels for CTs that nobody labelled: a network's guess, refined by HU, and only what a person looked at is kept.
 
 How it is used: train on what is labelled, predict the rest, look at pictures of `refine`'s result, write down in
-`CHECKED` which structures of which case are right, and train on those. Everything else stays open (partial labels): a
-wrong guess that nobody confirmed never becomes truth.
+`CHECKED` which structures of which case are right and what the eye added, and train on those. Everything else stays open
+(partial labels): a wrong guess that nobody confirmed never becomes truth. The outlines that were looked at are kept in
+`outlines.npz`, for another network's guess would have to be looked at again: `confirmed_case` reads them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slice3d.errors import InputError
 from slice3d.training.cases import Case
 from slice3d.training.rules import contrast_filled
 from slice3d.training.structures import IN_BODY, LABELS, SOFT_TISSUE, SOFT_TISSUE_OR_BONE, VALUES
@@ -63,19 +66,8 @@ class Checked:
         return tuple(name for name in ORGANS if name in seen)
 
 
-CHECKED: dict[str, Checked] = {
-    "acrin-flt-breast-013": Checked(("liver", "aorta"), contrast=True),
-    "cmb-crc-01068": Checked(("liver",), aorta=((68, 33, 25), (200, 900)), contrast=True),
-    "cort-liver": Checked(("liver", "spleen", "aorta")),
-    "cptac-pda-00189": Checked(ORGANS, contrast=True),
-    "ct-20slices": Checked(("liver",), aorta=((80, 46, 7), (128, 185)), contrast=True),
-    "ct-abdomen-contrast": Checked(("liver", "kidney_left", "aorta"), contrast=True),
-    "ts-example-whole": Checked(("liver", "spleen", "kidney_right", "aorta")),
-}
-"""Seen on pictures of eleven planes per case, predictions of the coarse stage; what is missing was wrong or doubtful."""
-
 _ALL = (0, 999)
-CHECKED_AGAIN: dict[str, Checked] = {
+CHECKED: dict[str, Checked] = {
     "acrin-flt-breast-013": Checked(("liver",), body=False, contrast=True),
     "cmb-crc-01068": Checked(
         body=False, aorta=((68, 33, 25), (200, 900)), contrast=True,
@@ -103,7 +95,23 @@ CHECKED_AGAIN: dict[str, Checked] = {
     ),
     "ts-example-whole": Checked(ORGANS),
 }  # fmt: skip
-"""The same for the predictions of the fine stage, with what the eye added."""
+"""Seen on pictures of eleven planes per case, predictions of version 0.2.0; what is missing was wrong or doubtful."""
+
+_UNCHANGED = 250  # in outlines.npz: what rules on HU say
+
+
+def confirmed_case(case: Case) -> Case:
+    """A case labelled by rules, with the outlines that a person confirmed. Raises `InputError` when they don't fit it."""
+    source = resources.files("slice3d.training").joinpath("outlines.npz")
+    with source.open("rb") as file, np.load(file) as stored:
+        outlines = stored[case.name]
+    if outlines.shape != case.labels.shape:
+        raise InputError(
+            f"the confirmed outlines of {case.name} are {outlines.shape} voxels, the prepared case {case.labels.shape}; "
+            "prepare it anew at 3 mm from the project's data"
+        )
+    labels = np.where(outlines == _UNCHANGED, case.labels, outlines)
+    return Case(case.name, case.image, labels, case.spacing_mm)
 
 
 def refine(case: Case, shares: Array, checked: Checked) -> Case:

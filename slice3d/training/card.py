@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slice3d.training.annotate import CHECKED_AGAIN
+from slice3d.training.annotate import CHECKED
 from slice3d.training.cases import LABELLED, MAPS, UNLABELLED
 from slice3d.training.export import CardFacts
 from slice3d.training.structures import GROUPS
 
-VERSION = "0.3.0"
+VERSION = "0.4.0"
+TISSUES = (
+    {"name": "air", "labels": [0], "components": 2},
+    {"name": "body", "labels": [9], "components": 6},
+    {"name": "liver", "labels": [1], "components": 2},
+    {"name": "spleen", "labels": [2], "components": 1},
+    {"name": "kidney", "labels": [3, 4], "components": 2},
+    {"name": "lung", "labels": [5, 6], "components": 3},
+    {"name": "bone", "labels": [7], "components": 3},
+    {"name": "aorta", "labels": [8], "components": 1},
+    {"name": "tumour", "labels": [10], "components": 1},
+)
+"""Bodies hold fat, muscle, bowel and its content; livers vessels; kidneys cortex and medulla; bones marrow and cortex."""
 
 
 def training_facts(held_out: Sequence[str]) -> dict[str, Any]:
@@ -20,7 +32,7 @@ def training_facts(held_out: Sequence[str]) -> dict[str, Any]:
         "labelled": {name: source.licence for name, source in LABELLED.items() if name not in held_out},
         "label_maps_for_synthesis": {name: source.licence for name, source in MAPS.items()},
         "pseudo_labelled": {
-            name: {"licence": source.licence, "confirmed": list(CHECKED_AGAIN[name].structures)}
+            name: {"licence": source.licence, "confirmed": list(CHECKED[name].structures)}
             for name, source in UNLABELLED.items()
         },
         "phantoms": "random stylised phantoms of this project",
@@ -44,6 +56,7 @@ def package_facts(
         licence="CC-BY-4.0",
         modality=("CT",),
         groups=GROUPS,
+        tissues=TISSUES,
         training=training,
         scores=scores or {},
         reliability=reliability or {},
@@ -58,8 +71,8 @@ def card_text(held_out: Sequence[str], scores: Mapping[str, Any], *, sibling: Ma
     if sibling:
         held_out, scores = list(sibling["held_out"]), dict(sibling["scores"])
         whose = (
-            f"Scores of version {sibling['version']}, which was not trained on these cases (this version was, after "
-            "the same earlier stages; there is no labelled case left to score it on)"
+            f"Scores of version {sibling['version']}, which was not trained on what it is scored on (this version was, "
+            "after the same earlier stages; there is no labelled case left to score it on)"
         )
     rows = [
         f"| {case} | {structure} | {value['dice']:.3f} |"

@@ -128,6 +128,49 @@ def test_units_and_axes_do_not_matter(package: ModelPackage) -> None:
     assert np.mean(np.flip(found.transpose(1, 2, 0), (0, 2)) != plain) < 1e-3
 
 
+def hounsfield(tmp_path: Path, **fields: Any) -> ModelPackage:
+    window = {"scheme": "clip_zscore", "clip": [-900.0, 600.0], "mean": -50.0, "std": 220.0}
+    return write_package(tmp_path / "ct", Vague(), **described(modality=["CT"], intensity=window, **fields))
+
+
+@pytest.mark.parametrize("hu", [(-100, 60, 130, 130), (40, -60, 140, 140), (-1000, 300, 30, 30)])
+def test_borders_follow_hounsfield_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hu: tuple[float, ...]
+) -> None:
+    monkeypatch.setattr("slice3d.models.loading.build_network", lambda *_: Vague())
+    labels = truth()
+    image = np.array(hu)[labels] + 20 * np.random.default_rng(1).standard_normal(SHAPE)
+    settings = InferenceSettings(
+        precision="float32", postprocess=False, device="cpu", threads=1, allow_unexpected_input=True
+    )
+    volume = Volume(np.rint(image).astype(np.int16), Grid(SHAPE, np.eye(4)), modality="CT")
+    result = Engine(hounsfield(tmp_path), settings).predict(volume)
+    before = vague(labels).argmax(0)
+    for value in (1, 2, 3):
+        assert overlap(result.labels == value, labels == value) > overlap(before == value, labels == value) + 0.03
+        assert overlap(result.labels == value, labels == value) > 0.95
+    (core,) = result.metadata["grey_values"]["core"]
+    assert core == pytest.approx([hu[2] / 250, 20 / 250], abs=0.02)  # in units of 250 HU
+
+
+def test_a_sure_network_is_taken_at_its_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the image shows: an artefact in the middle of an organ makes no hole."""
+    labels = truth()
+    sure = np.where(vague(labels, 1.0) == vague(labels, 1.0).max(0), 30.0, 0.0).astype(np.float32)
+    monkeypatch.setattr(
+        Vague, "forward", lambda self, image: torch.from_numpy(sure)[None].expand(len(image), -1, -1, -1, -1)
+    )
+    monkeypatch.setattr("slice3d.models.loading.build_network", lambda *_: Vague())
+    image = np.random.default_rng(2).permutation(100.0 * labels.reshape(-1)).reshape(SHAPE).astype(np.int16)
+    settings = InferenceSettings(postprocess=False, device="cpu", threads=1, allow_unexpected_input=True)
+    result = Engine(hounsfield(tmp_path), settings).predict(Volume(image, Grid(SHAPE, np.eye(4)), modality="CT"))
+    inside = np.all(
+        [ndimage.minimum_filter(sure[n], 3) == ndimage.maximum_filter(sure[n], 3) for n in range(4)], axis=0
+    )
+    assert 0.5 < inside.mean() < 1
+    assert np.array_equal(result.labels[inside], sure.argmax(0)[inside])
+
+
 def test_only_what_was_asked_for_comes_back(package: ModelPackage) -> None:
     image = painted(truth(), (40, 400, 900, 900))
     engine = Engine(package, SETTINGS)

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slice3d.errors import InputError
 from slice3d.training import cases
-from slice3d.training.annotate import CHECKED, CHECKED_AGAIN, ORGANS
+from slice3d.training.annotate import CHECKED, ORGANS, confirmed_case
 from slice3d.training.cases import LABELLED, MAPS, UNLABELLED
 from slice3d.training.structures import VALUES
 
@@ -19,9 +20,23 @@ def test_every_case_of_the_recipe_is_in_the_data(data: Path) -> None:
         assert source.licence
         for path in filter(None, (source.image, source.labels)):
             assert (data / path).exists(), path
-    for round_ in (CHECKED, CHECKED_AGAIN):
-        assert set(round_) == set(UNLABELLED)
-        assert all({*c.keep, *c.structures} <= set(ORGANS) for c in round_.values())
+    assert set(CHECKED) == set(UNLABELLED)
+    assert all({*c.keep, *c.structures} <= set(ORGANS) for c in CHECKED.values())
+
+
+def test_stored_outlines_fit_their_case_and_hold_what_was_confirmed(data: Path) -> None:
+    name = "cptac-pda-00189"
+    case = cases.cropped_to_body(cases.unlabelled_case(data, name, spacing_mm=SPACING))
+    out = confirmed_case(case)
+    volumes = {n: np.count_nonzero(out.labels == VALUES[n]) * 0.027 for n in ORGANS}
+    assert {n for n, ml in volumes.items() if ml} == set(CHECKED[name].structures)
+    assert 1000 < volumes["liver"] < 2000
+    assert 100 < volumes["kidney_left"] < 250
+    liver = case.image[out.labels == VALUES["liver"]]
+    assert 60 < np.median(liver) < 140
+    assert np.mean(liver < -50) < 0.01
+    with pytest.raises(InputError, match="prepare it anew"):
+        confirmed_case(cases.Case(name, case.image[1:], case.labels[1:], SPACING))
 
 
 def test_atlas_case_has_organs_of_human_size_on_their_sides(data: Path) -> None:

@@ -108,12 +108,27 @@ def scale_of(volume: Volume, package: ModelPackage) -> Scale:
 class GreyReducer(Reducer):
     """As `Reducer`; where the network leaves it open, grey values have a say.
 
-    image: study voxels, axes as `labels`. owner: tissue of each channel.
+    image: study voxels, axes as `labels`. owner: tissue of each channel. The sums behind the expected Dice are over
+    study voxels and the probabilities that decided.
     """
 
     def __init__(self, *args: Any, image: Array, owner: Array, found: Intensities, scale: Scale, **options: Any):
+        import torch
+
         super().__init__(*args, **options)
         self.image, self.owner, self.found, self.scale = image, owner, found, scale
+        heights, widths = (
+            torch.bincount(low, minlength=w.high - w.low).float()
+            for low, w in zip((self.rows, self.columns), options["windows"][1:], strict=True)
+        )
+        self.pixels = heights[:, None] * widths  # of the study, in each cell of a network plane
+        self.members = torch.zeros(len(self.values), len(self.tallies))
+        for column, channels in enumerate(self.decision.groups.values()):
+            self.members[list(channels), column] = 1
+
+    def take(self, index: int, scores: torch.Tensor) -> None:
+        """scores: (H, W, C) float32 of plane `index`, counted from the window's first; planes come in order."""
+        self._planes(index, scores)
 
     def _write(self, out: int, plane: torch.Tensor) -> None:
         import torch
@@ -121,6 +136,7 @@ class GreyReducer(Reducer):
         shares = plane.softmax(-1)
         certainty, best = shares.max(-1)
         mixed = mixed_cells(best) | touching((certainty < self.scale.sure) & (shares[..., 0] < 1 - _SEEN))
+        self._count(shares, best, self.pixels * ~mixed)
         result = self.values[best][self.rows][:, self.columns]
         probabilities = {
             name: self._enlarged(self._probability(plane, self.decision.groups[name])).reshape(-1)
@@ -136,12 +152,29 @@ class GreyReducer(Reducer):
             terms = self.scale.terms(self.image.shape, np.full(len(i), depth), i, j)
             fits = self.found.log_likelihood(self.scale.values(self.image[depth][i, j]), terms)
             scores += torch.from_numpy(fits[:, self.owner])
-            result.view(-1)[some] = self.values[scores.argmax(-1)]
+            best = scores.argmax(-1)
+            self._count(scores.softmax(-1), best, torch.ones(len(some)))
+            result.view(-1)[some] = self.values[best]
             for name, field in probabilities.items():
                 field[some] = self._probability(scores, self.decision.groups[name])
         self.labels[out] = result.numpy()
         for name, field in probabilities.items():
             self.probability[name][self.box][out] = field.view(result.shape).half().numpy()
+
+    def _count(self, shares: torch.Tensor, best: torch.Tensor, weight: torch.Tensor) -> None:
+        """Add voxels to the sums: shares (…, C), strongest channel (…), how many study voxels each stands for (…)."""
+        import torch
+
+        channels, weight = shares.shape[-1], weight.reshape(-1)
+        shares, inside = shares.reshape(-1, channels), self.members[best.reshape(-1)] * weight[:, None]
+        probability = shares @ self.members
+        entropy = torch.special.entr(shares).sum(-1)
+        sums = torch.stack([inside.sum(0), weight @ probability, (inside * probability).sum(0), entropy @ inside])
+        for tally, column in zip(self.tallies.values(), sums.double().T.tolist(), strict=True):
+            tally.voxels += column[0]
+            tally.probability += column[1]
+            tally.inside += column[2]
+            tally.entropy += column[3]
 
 
 def reduce_by_intensity(

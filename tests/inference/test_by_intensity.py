@@ -184,6 +184,16 @@ def test_only_what_was_asked_for_comes_back(package: ModelPackage) -> None:
     assert np.mean((probability > 0.5) == core.mask("core")) > 0.999
 
 
+def test_self_agreement_is_that_of_the_probabilities_that_decided(package: ModelPackage) -> None:
+    """The sums behind the expected Dice, against the probability volume at the study's resolution."""
+    settings = InferenceSettings(probabilities=("core",), threads=1)
+    result = Engine(package, SETTINGS).predict(mr(painted(truth(), (40, 400, 900, 900))), settings=settings)
+    p, m = result.probabilities["core"].astype(float), result.mask("core")
+    measured = result.metadata["reliability"]["core"]["soft_dice"]
+    assert measured == pytest.approx(2 * p[m].sum() / (m.sum() + p.sum()), abs=0.01)
+    assert measured > 0.95
+
+
 def test_a_network_that_sees_nothing_is_taken_at_its_word(
     package: ModelPackage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

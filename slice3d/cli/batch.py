@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from slice3d.cli import console, options
-from slice3d.cli.values import gib, listed, pseudonyms
+from slice3d.cli.values import PRECISIONS, gib, listed, pseudonyms
 
 
 def batch(
@@ -19,6 +19,7 @@ def batch(
     scheduler: Annotated[str | None, typer.Option("--scheduler", help="A Dask scheduler, tcp://host:8786.")] = None,
     model: options.Model = None,
     memory: options.WorkersMemory = None,
+    precision: options.Precision = "auto",
     timeout: options.Timeout = 3600.0,
     retries: Annotated[int, typer.Option("--retries", help="Tries after the disk or the network failed.")] = 3,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also cases that lastingly failed.")] = False,
@@ -37,6 +38,7 @@ def batch(
 ) -> None:
     """Segment, mesh and measure every study of COHORT; run it again to go on where it stopped."""
     from slice3d.cohort import CohortSettings, run_cohort
+    from slice3d.inference import InferenceSettings
     from slice3d.pipeline import RunSettings
 
     organs = listed(organ)
@@ -53,8 +55,9 @@ def batch(
         return
     with console.progress_bar(silent) as progress:
         settings = RunSettings(
-            organs=organs, model=model, dicom_seg=dicom_seg, dicom_stl=dicom_stl, deidentify=pseudonyms(deidentify, key)
-        )
+            organs=organs, model=model, inference=InferenceSettings(precision=PRECISIONS[precision]),
+            dicom_seg=dicom_seg, dicom_stl=dicom_stl, deidentify=pseudonyms(deidentify, key),
+        )  # fmt: skip
         result = run_cohort(cohort, out, settings=settings, execution=execution, progress=progress)
     if as_json:
         console.say_json(result.summary())

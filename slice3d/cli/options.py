@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from slice3d.cli import complete
+from slice3d.cli import complete, values
 
 Organs = Annotated[
     list[str],
@@ -20,6 +20,10 @@ Model = Annotated[
 Workers = Annotated[int, typer.Option("--workers", help="Worker processes on this machine.")]
 WorkersMemory = Annotated[
     str | None, typer.Option("--memory", help="Budget of all workers, e.g. 8GiB (default: 80 % of free).")
+]
+Precision = Annotated[
+    values.Precision,
+    typer.Option("--precision", help="Of the network's arithmetic: auto is what the device does fast."),
 ]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds a case may take.")]
 DicomSeg = Annotated[

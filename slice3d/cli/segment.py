@@ -12,7 +12,6 @@ from slice3d.cli import plan as planning
 from slice3d.cli.values import (
     PRECISIONS,
     OnIrregular,
-    Precision,
     gib,
     listed,
     local_study,
@@ -52,9 +51,7 @@ def segment(
     ] = None,
     memory: Annotated[str | None, typer.Option("--memory", help="Budget, e.g. 8GiB (default: 60 % of free).")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N (default: CUDA if any).")] = None,
-    precision: Annotated[
-        Precision, typer.Option("--precision", help="Of the network's arithmetic: auto is what the device does fast.")
-    ] = "auto",
+    precision: options.Precision = "auto",
     dicom_seg: options.DicomSeg = False,
     dicom_stl: options.DicomStl = False,
     deidentify: options.Deidentify = False,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from slice3d.cli import console, options
-from slice3d.cli.values import gib, listed
+from slice3d.cli.values import PRECISIONS, gib, listed
 
 
 def watch(
@@ -20,6 +20,7 @@ def watch(
     settle: Annotated[float, typer.Option("--settle", help="Seconds without change until a study is whole.")] = 30.0,
     workers: options.Workers = 1,
     memory: options.WorkersMemory = None,
+    precision: options.Precision = "auto",
     timeout: options.Timeout = 3600.0,
     quiet: options.Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per study.")] = False,
@@ -27,10 +28,13 @@ def watch(
     """Wait for studies in IN and do each as soon as it is whole; stop with Ctrl-C."""
     from slice3d.cohort import CohortSettings, WatchSettings, pipeline_job
     from slice3d.cohort import watch as watch_folder
+    from slice3d.inference import InferenceSettings
     from slice3d.pipeline import RunSettings
 
     organs = listed(organ)
-    job = pipeline_job(RunSettings(organs=organs, model=model))
+    job = pipeline_job(
+        RunSettings(organs=organs, model=model, inference=InferenceSettings(precision=PRECISIONS[precision]))
+    )
     execution = CohortSettings(workers=workers, memory_gib=gib(memory), timeout_s=timeout).with_budget()
     quiet = quiet or as_json
     console.say(execution.budget(), quiet=quiet)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from slice3d.errors import InputError
+
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -100,3 +102,21 @@ def test_a_file_that_is_not_there_is_named(slice3d: Call) -> None:
     code, _, err = slice3d("--config", "gone.toml", "models", "list")
     assert code == 2
     assert err == "slice3d: cannot read gone.toml: No such file or directory; expected a TOML file of defaults\n"
+
+
+@pytest.mark.parametrize(("command", "made_by"), [("batch", "run_cohort"), ("watch", "pipeline_job")])
+@pytest.mark.parametrize(("option", "expected"), [((), "auto"), (("--precision", "bf16"), "bfloat16")])
+def test_precision_reaches_every_case_of_a_cohort(
+    slice3d: Call, monkeypatch: pytest.MonkeyPatch, command: str, made_by: str, option: tuple[str, ...], expected: str
+) -> None:
+    seen = []
+
+    def stop(*given: object, settings: object = None, **_: object) -> None:
+        seen.append(settings or given[0])
+        raise InputError("stop here")
+
+    monkeypatch.setattr(f"slice3d.cohort.{made_by}", stop)
+    code, _, err = slice3d(command, "studies", "--organ", "liver", "--out", "out", "--quiet", *option)
+    assert code == 2
+    assert "stop here" in err
+    assert seen[0].inference.precision == expected

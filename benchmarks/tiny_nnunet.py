@@ -124,15 +124,20 @@ def random_state(plan: Plan, seed: int = 0) -> dict[str, Any]:
     return dict(_network(plan).state_dict())
 
 
-def blobby_state(plan: Plan, seed: int = 0) -> dict[str, Any]:
+def blobby_state(plan: Plan, seed: int = 0, background: float = 0.0) -> dict[str, Any]:
     """Untrained weights with the fine skip connections cut.
 
     Labels still change from voxel to voxel: the most work for whoever interpolates scores, no matter for who does not.
+    background: added to its score; the more, the fewer voxels are anything else.
     """
     state = random_state(plan, seed)
     for stage in range(max(1, len(plan.features) - 4), len(plan.features) - 1):
         weight = state[f"decoder.stages.{stage}.convs.0.conv.weight"]
         weight[:, weight.shape[1] // 2 :] = 0
+    last = max(
+        (key for key in state if ".seg_layers." in key and key.endswith(".bias")), key=lambda k: int(k.split(".")[-2])
+    )
+    state[last][0] += background
     return state
 
 

@@ -39,7 +39,7 @@ def load_itk(path: Path) -> Volume:
 
 
 def load_itk_labels(path: Path, *, names: Mapping[int, str] | None = None) -> Segmentation:
-    """A label map; segment names and overlapping layers of 3D Slicer's .seg.nrrd are understood."""
+    """A label map; segment names and overlapping layers of 3D Slicer's .seg.nrrd are understood, in MetaImage too."""
     image, findings = _read(path)
     keys = _metadata(image)
     if "Segment0_ID" in keys or "Segment0_Name" in keys:
@@ -85,8 +85,8 @@ def to_itk(data: NDArray[Any], grid: Grid) -> Any:
     return image
 
 
-def write_mha(data: NDArray[Any], grid: Grid, path: Path) -> None:
-    """Write MetaImage (.mha)."""
+def write_mha(data: NDArray[Any], grid: Grid, path: Path, *, fields: Mapping[str, str] | None = None) -> None:
+    """Write MetaImage (.mha). fields: lines of their own in the header, none of them empty."""
     import SimpleITK as sitk
 
     from slice3d.io.files import atomic
@@ -101,7 +101,10 @@ def write_mha(data: NDArray[Any], grid: Grid, path: Path) -> None:
         # ITK chooses the format by suffix
         own = part.with_suffix(".mha")
         try:
-            sitk.WriteImage(to_itk(data, grid), text_path(own), useCompression=True)
+            image = to_itk(data, grid)
+            for key, value in (fields or {}).items():
+                image.SetMetaData(key, value)
+            sitk.WriteImage(image, text_path(own), useCompression=True)
             own.replace(part)
         except RuntimeError as error:
             raise InputError(f"cannot write {path.name}; choose a folder you may write to") from error

@@ -74,8 +74,9 @@ def _save_segmentation(
 
     def mha() -> None:
         from slice3d.io.itk import write_mha
+        from slice3d.io.segnrrd import name_fields
 
-        write_mha(segmentation.labels, segmentation.grid, path)
+        write_mha(segmentation.labels, segmentation.grid, path, fields=name_fields(segmentation))
 
     def dicom() -> None:
         from slice3d.io.dicom.segwrite import write_dicom_seg

@@ -270,11 +270,27 @@ def test_label_files_round_trip(tmp_path, suffix):
     given_ = labelled(grid)
     path = tmp_path / f"labels{suffix}"
     slice3d.save(given_, path)
-    found = slice3d.load_segmentation(path, names=NAMES if suffix == ".mha" else None)
+    found = slice3d.load_segmentation(path)
     np.testing.assert_array_equal(found.labels, given_.labels)
     assert found.grid.matches(grid, tolerance_mm=1e-3)
     assert dict(found.names) == NAMES
     assert found.mask("liver").sum() == given_.mask("liver").sum()
+
+
+def test_metaimage_carries_many_names_that_itk_reads_too(tmp_path):
+    names = {n: f"part_{n}" for n in range(1, 151)}
+    labels = np.arange(160, dtype=np.uint8).reshape(8, 5, 4) % 151
+    path = tmp_path / "labels.mha"
+    slice3d.save(slice3d.Segmentation(labels, slice3d.Grid(labels.shape, oblique()), names), path)
+    found = slice3d.load_segmentation(path)
+    assert dict(found.names) == names
+    np.testing.assert_array_equal(found.labels, labels)
+    assert dict(slice3d.load_segmentation(path, names={3: "liver"}).names) == {**names, 3: "liver"}
+    import SimpleITK as sitk
+
+    read = sitk.ReadImage(str(path))
+    assert read.GetMetaData("Segment2_Name") == names[3]
+    assert read.GetMetaData("Segment2_LabelValue") == "3"
 
 
 def test_seg_nrrd_says_what_slicer_needs(tmp_path):

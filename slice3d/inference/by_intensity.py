@@ -73,14 +73,16 @@ class Scale:
 
     absolute: Hounsfield units, cut to what the network sees; there is no shading. Otherwise log grey values between
     about the darkest and the brightest of the image, on which shading adds up. sure: probability from which the network
-    is taken at its word. One that knows Hounsfield units has used them already; one that was trained on any contrast
-    has not, and is asked for no more than a prior.
+    is taken at its word. outweigh: how many times likelier grey values may make one tissue than another. A network that
+    knows Hounsfield units has used them already: they draw its borders, but take no heart for an aorta. One that was
+    trained on any contrast has not, and is asked for no more than a prior.
     """
 
     absolute: bool
     low: float
     high: float
     sure: float = 2.0
+    outweigh: float = np.inf
 
     def values(self, image: Array) -> Array:
         """(n,) float32 of n voxels of the image."""
@@ -100,7 +102,7 @@ def scale_of(volume: Volume, package: ModelPackage) -> Scale:
     """The network's own window for packages that clip absolute values, the image's range for others."""
     window = package.intensity[0].clip
     if package.intensity[0].scheme == "clip_zscore" and window:
-        return Scale(True, *window, sure=0.995)
+        return Scale(True, *window, sure=0.995, outweigh=8.0)
     low, high = np.percentile(volume.data[:: max(1, volume.data.shape[0] // 64)], [0.5, 99.5])
     return Scale(False, float(low), float(high))
 
@@ -151,6 +153,7 @@ class GreyReducer(Reducer):
             i, j = rows.numpy() + self.box[1].start, columns.numpy() + self.box[2].start
             terms = self.scale.terms(self.image.shape, np.full(len(i), depth), i, j)
             fits = self.found.log_likelihood(self.scale.values(self.image[depth][i, j]), terms)
+            fits = np.maximum(fits, fits.max(1, keepdims=True) - np.float32(np.log(self.scale.outweigh)))
             scores += torch.from_numpy(fits[:, self.owner])
             best = scores.argmax(-1)
             self._count(scores.softmax(-1), best, torch.ones(len(some)))

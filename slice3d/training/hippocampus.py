@@ -31,7 +31,7 @@ class Recipe:
     folds: int = 5
     shared_steps: int = 1500
     steps: int = 600
-    again_steps: int = 0
+    again_steps: int = 3000
     batch_size: int = 1
     seed: int = 0
     workers: int = 0

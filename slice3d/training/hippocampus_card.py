@@ -10,7 +10,7 @@ from slice3d.training.export import CardFacts
 from slice3d.training.hippocampus import GROUPS, LICENCE, SOURCE
 from slice3d.training.settings import TrainSettings
 
-VERSION = "0.1.1"
+VERSION = "0.1.2"
 LARGEST_MM = 90.0
 """Crops of 24 to 59 mm were trained on; half as much again is let through."""
 
@@ -38,6 +38,7 @@ def package_facts(
         modality=("MR",),
         groups=GROUPS,
         region=REGION,
+        sampling={"mirror_axes": [0]},  # a left hippocampus mirrored is a right one
         training={
             "recipe": "slice3d train --recipe mr-hippocampus",
             "source": SOURCE,

@@ -100,7 +100,7 @@ def test_calibration_and_summary_come_from_the_scores() -> None:
     assert summary(scores)["b"] == {"mean": 0.5, "sd": 0.0, "median": 0.5, "min": 0.5, "max": 0.5, "cases": 40}
 
 
-RECIPE = hippocampus.Recipe(folds=2, shared_steps=40, steps=10)
+RECIPE = hippocampus.Recipe(folds=2, shared_steps=40, steps=10, again_steps=0)
 
 
 @pytest.fixture(scope="module")

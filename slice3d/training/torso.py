@@ -151,7 +151,7 @@ def train_torso(
     """
     from slice3d.training.card import package_facts
     from slice3d.training.crops import Pool
-    from slice3d.training.curves import draw_curves
+    from slice3d.training.curves import draw_stages
     from slice3d.training.export import export
     from slice3d.training.loop import fit, warm_start
     from slice3d.training.validate import WholeVolumes
@@ -185,5 +185,5 @@ def train_torso(
         export(last, final, package_facts((name,)), folder / "package")
     warm_start(second, out / "final")
     last = train("final", final, mix, ())
-    draw_curves(out / "long", out / "learning-curves.png")
+    draw_stages([out / "coarse", out / "long", out / "final"], out / "learning-curves.png")
     return export(last, final, package_facts(()), out / "package")

@@ -150,7 +150,7 @@ def write(scores: dict[str, Any], siblings: list[str]) -> None:
     ]
     if siblings:
         rows = {name: scores.pop(name) for name in siblings}
-        version = f"{description['version']} without the case"
+        version = "run of the recipe without the case"
         description["training"]["sibling"] = {"version": version, "held_out": siblings, "scores": rows}
     description["scores"] = scores
     sibling = description["training"].get("sibling")

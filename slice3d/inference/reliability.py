@@ -22,6 +22,7 @@ from slice3d.volume import Segmentation
 
 MEASURES = ("soft_dice", "mean_entropy")
 _LOW_DICE = 0.8
+_PADDED_MM = 1.5  # thickest voxel that may be left out at the border of the field of view
 _CONTACT_MM2 = 100.0
 _CONTACT_SHARE = 0.15  # of volume^(2/3): a structure of a few millilitres is cut with less contact than that
 _SIDE_MARGIN_MM = 10.0
@@ -107,15 +108,20 @@ def _counted(labels: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _faces(result: Segmentation) -> dict[str, NDArray[np.float64]]:
-    """Side of the field of view → mm² that each label value covers of it."""
+    """Side of the field of view → mm² that each label value covers of it.
+
+    Networks may leave out the outermost voxels, beside which they see padding: where fine ones are empty, the next count.
+    """
     grid, labels = result.grid, result.labels
     most = int(labels.max(initial=0)) + 1
     found = {}
     for axis in range(3):
         area = float(np.prod([s for n, s in enumerate(grid.spacing_mm) if n != axis]))
         for last in (False, True):
-            face = np.moveaxis(labels, axis, 0)[-1 if last else 0]
-            found[grid.end(axis, last)] = np.bincount(face.ravel(), minlength=most).astype(np.float64) * area
+            depth = min(2 if grid.spacing_mm[axis] <= _PADDED_MM else 1, labels.shape[axis])
+            planes = np.moveaxis(labels, axis, 0)[:: -1 if last else 1][:depth]
+            counts = [np.bincount(plane.ravel(), minlength=most) for plane in planes]
+            found[grid.end(axis, last)] = np.where(counts[0] > 0, counts[0], counts[-1]).astype(np.float64) * area
     return found
 
 

@@ -10,7 +10,7 @@ from slice3d.training.cases import LABELLED, MAPS, UNLABELLED
 from slice3d.training.export import CardFacts
 from slice3d.training.structures import GROUPS
 
-VERSION = "0.4.0"
+VERSION = "0.3.1"
 TISSUES = (
     {"name": "air", "labels": [0], "components": 2},
     {"name": "body", "labels": [9], "components": 6},
@@ -71,8 +71,8 @@ def card_text(held_out: Sequence[str], scores: Mapping[str, Any], *, sibling: Ma
     if sibling:
         held_out, scores = list(sibling["held_out"]), dict(sibling["scores"])
         whose = (
-            f"Scores of version {sibling['version']}, which was not trained on what it is scored on (this version was, "
-            "after the same earlier stages; there is no labelled case left to score it on)"
+            f"Scores of a {sibling['version']} (these weights saw every labelled case, so there is none left to score "
+            "them on)"
         )
     rows = [
         f"| {case} | {structure} | {value['dice']:.3f} |"

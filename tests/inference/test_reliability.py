@@ -78,6 +78,18 @@ def hippocampus(box: tuple[slice, slice, slice]) -> Segmentation:
     return Segmentation(array, small_grid(), {1: "hippocampus_anterior"})
 
 
+def test_outermost_voxels_that_a_network_leaves_out_hide_no_cut() -> None:
+    """Fine ones; a slice of 5 mm is a border of its own."""
+    for thickness, cut in ((1.0, True), (5.0, False)):
+        array = np.zeros(small_grid().shape, np.uint8)
+        array[10:18, 29:49, 10:16] = 1
+        grid = Grid(array.shape, np.diag([1.0, thickness, 1.0, 1.0]))
+        found = check_result(Segmentation(array, grid, {1: "hippocampus_anterior"}), ["hippocampus_anterior"], {}, {})
+        assert [f.details["contact_cm2"] for f in found if f.code == "organ-cut-by-field-of-view"] == (
+            [{"front": pytest.approx(0.48)}] if cut else []
+        )
+
+
 def test_small_structure_is_cut_with_little_contact() -> None:
     """1.7 ml with 48 mm² at the border is cut; 12 mm² of the same structure is a touch."""
     (finding,) = check_result(

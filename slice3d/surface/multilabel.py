@@ -21,8 +21,8 @@ from slice3d.grid import Grid
 from slice3d.progress import Progress, silent
 from slice3d.surface import topology
 from slice3d.surface.bending import least_bending, refine_all
-from slice3d.surface.implicit import low_pass, refinement
-from slice3d.surface.region import bounding_box
+from slice3d.surface.implicit import low_pass, refinement, weighed
+from slice3d.surface.region import MARGIN, bounding_box, padded
 from slice3d.volume import Segmentation
 
 Arrays = tuple[NDArray[np.float64], NDArray[np.int64]]
@@ -146,7 +146,7 @@ def network(
     factors = refinement(grid)
     target = np.bincount(window.reshape(-1)).astype(np.float64) * float(np.prod(factors))
     if factors.max() > 1:
-        window = refine_labels(window, grid, factors, progress=progress)
+        window = refine_labels(window, grid, factors, volumes=target, progress=progress)
     window = np.pad(window, _PAD)
     progress("shared surfaces", 0.2)
     edges = _edges(window)
@@ -350,9 +350,17 @@ def _shifts(
 
 
 def refine_labels(
-    labels: NDArray[Any], grid: Grid, factors: NDArray[np.int64], *, progress: Progress = silent
+    labels: NDArray[Any],
+    grid: Grid,
+    factors: NDArray[np.int64],
+    *,
+    volumes: NDArray[np.float64],
+    progress: Progress = silent,
 ) -> NDArray[Any]:
-    """Labels on `factors` times as many samples: each takes the label whose least-bending function is largest there."""
+    """Labels on `factors` times as many samples: each takes the label whose least-bending function is largest there.
+
+    volumes: of each label but the background, in finer samples; written here as the functions and the counts have it.
+    """
     values = [int(v) for v in np.unique(labels)]
     spacing = np.asarray(grid.spacing_mm)
     shape = np.asarray(labels.shape)
@@ -364,12 +372,19 @@ def refine_labels(
         box = bounding_box(mask)
         if box is None:
             continue
-        start, stop = np.maximum(box[0] - 3, 0), np.minimum(box[1] + 3, shape)
-        where = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-        inner = mask[where]
-        field = least_bending(np.pad(inner, 1, mode="edge"), spacing)[1:-1, 1:-1, 1:-1] if not inner.all() else None
+        low, high = box[0] - MARGIN, box[1] + MARGIN
+        start, stop = np.maximum(low, 0), np.minimum(high, shape)
+        inner = padded(mask, low, high)
         fine = tuple(slice(a, b) for a, b in zip(start * factors, stop * factors, strict=True))
-        rise = refine_all(field, factors) if field is not None else np.full(out[fine].shape, np.inf, dtype=np.float32)
+        if inner.all():
+            rise = np.full(out[fine].shape, np.inf, dtype=np.float32)
+        else:
+            native = least_bending(inner, spacing)
+            whole = refine_all(native, factors)
+            part = tuple(slice(a, b) for a, b in zip((start - low) * factors, (stop - low) * factors, strict=True))
+            rise = whole[part]
+            if value > 0:
+                volumes[value] = weighed(mask, native, whole, spacing, scanned=part) / float((spacing / factors).prod())
         wins = rise > best[fine]
         out[fine][wins] = value
         best[fine][wins] = rise[wins]

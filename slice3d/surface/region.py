@@ -89,9 +89,9 @@ def crop(segmentation: Segmentation, structure: str, *, use_probabilities: bool 
     limits = np.stack([-0.5 - start, shape - 0.5 - start]).astype(np.float64)
     if probability is None:
         part = None
-        mask = _is_one_of(_window(segmentation.labels, start, stop), segmentation.values(structure))
+        mask = _is_one_of(padded(segmentation.labels, start, stop), segmentation.values(structure))
     else:
-        part = _window(probability, start, stop).astype(np.float32)
+        part = padded(probability, start, stop).astype(np.float32)
         mask = part >= 0.5
     return Region(
         segmentation.grid.crop(start.tolist(), stop.tolist()),
@@ -143,7 +143,8 @@ def _widen(labels: NDArray[Any], value: int, start: NDArray[np.int64], stop: NDA
                     break
 
 
-def _window(array: NDArray[Any], start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[Any]:
+def padded(array: NDArray[Any], start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[Any]:
+    """`array` from `start` to before `stop`, which may lie outside it."""
     low, high = np.maximum(start, 0), np.minimum(stop, array.shape)
     inner = array[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
     if inner.shape == tuple(stop - start):

@@ -51,6 +51,28 @@ def test_neighbours_share_every_triangle_of_their_interface(spacing: tuple[float
     assert total == pytest.approx(4 / 3 * np.pi * 17**3, rel=0.02)
 
 
+@pytest.mark.parametrize("along", [0.0, 4.1])
+def test_thick_slices_do_not_keep_what_the_count_is_off(along: float) -> None:
+    """A ring in four slices, counted too large or too small by where the slices fall, and a ball within it."""
+    offset = (0.37, 0.11, along)
+    spacing, shape = np.array([0.8, 0.8, 5.0]), (90, 90, 12)
+    grid = Grid.from_spacing(shape, tuple(spacing), tuple(-(np.array(shape) - 1) / 2 * spacing + offset))
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    inside = np.zeros((2, *shape))
+    for step in (np.arange(15) + 0.5) / 15 - 0.5:
+        x, y, z = np.moveaxis(grid.to_world(np.add(index, (0, 0, step))), -1, 0)
+        inside += np.stack([np.hypot(np.hypot(x, y) - 22, z) <= 8, x**2 + y**2 + z**2 <= 144])
+    labels = np.where(inside[0] > 7, 1, np.where(inside[1] > 7, 2, 0)).astype(np.uint8)
+    segmentation = Segmentation(labels, grid, {1: "aorta", 2: "liver"})
+    truth = {"aorta": 2 * np.pi**2 * 22 * 64, "liver": 4 / 3 * np.pi * 1728}
+    counted = {n: segmentation.volume_ml(n) * 1000 / v - 1 for n, v in truth.items()}
+    assert max(map(abs, counted.values())) > 0.02
+    meshes = surfaces(segmentation)
+    for name, volume in truth.items():
+        assert abs(meshes[name].volume_mm3 / volume - 1) <= 0.01
+        assert check(meshes[name], wall=False).passed
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**31))
 def test_any_labels_give_closed_oriented_parts(seed: int) -> None:

@@ -172,12 +172,7 @@ class GreyReducer(Reducer):
         shares, inside = shares.reshape(-1, channels), self.members[best.reshape(-1)] * weight[:, None]
         probability = shares @ self.members
         entropy = torch.special.entr(shares).sum(-1)
-        sums = torch.stack([inside.sum(0), weight @ probability, (inside * probability).sum(0), entropy @ inside])
-        for tally, column in zip(self.tallies.values(), sums.double().T.tolist(), strict=True):
-            tally.voxels += column[0]
-            tally.probability += column[1]
-            tally.inside += column[2]
-            tally.entropy += column[3]
+        self._add(torch.stack([inside.sum(0), weight @ probability, (inside * probability).sum(0), entropy @ inside]))
 
 
 def reduce_by_intensity(

@@ -214,6 +214,10 @@ class Reducer:
             q = p.clamp(1e-6, 1 - 1e-6)
             entropy = -(q * q.log() + (1 - q) * (1 - q).log()).mean(-1)
         sums = torch.stack([m.sum((0, 1)), p.sum((0, 1)), (m * p).sum((0, 1)), (m * entropy[..., None]).sum((0, 1))])
+        self._add(sums)
+
+    def _add(self, sums: torch.Tensor) -> None:
+        """Add (4, structures) sums to the tallies: voxels, probability, probability inside, entropy inside."""
         for tally, column in zip(self.tallies.values(), sums.double().T.tolist(), strict=True):
             tally.voxels += column[0]
             tally.probability += column[1]

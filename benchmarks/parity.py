@@ -1,7 +1,7 @@
 """Agreement with nnU-Net's own predictor on real CT; called by `benchmarks/inference.py --part parity`.
 
-Tiny networks (plain and residual encoder, isotropic and anisotropic plans) are trained on a phantom for some seconds each,
-so that their output has structure; one and five folds; the checkpoint nnU-Net's predictor reads is the one added here.
+Tiny networks (plain and residual encoder, isotropic and anisotropic plans) are trained on phantoms for some minutes each, so
+that their output has structure; one and five folds; the checkpoint nnU-Net's predictor reads is the one added here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLANS = {
         **ANISOTROPIC, features=(8, 16, 32), classes=CLASSES, kind="ResidualEncoderUNet", repeats=1
     ),
 }
-ITERATIONS = 120
+ITERATIONS = 1200
 SUMS = ("float16", "float32")
 # stored with the tests: name → plan, folds
 SMALL = {

@@ -14,6 +14,10 @@ from typing import Any
 import numpy as np
 
 CLIP, MEAN, STD = (-200.0, 300.0), 50.0, 100.0
+PATIENTS = 4
+"""Phantoms that a tiny network is trained on; half as many more for each of several folds."""
+
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def blobby_state(plan: Plan, seed: int = 0, background: float = 0.0) -> dict[str
 
 
 def trained_states(plan: Plan, *, folds: int, iterations: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Weights after a short training on phantoms; each fold goes on alone for a few iterations.
+    """Weights after a short training on phantoms; each fold goes on alone, on patients that the others have not seen.
 
     Rounded to what float16 holds, so that they are the same wherever they are stored.
     """
@@ -150,14 +154,14 @@ def trained_states(plan: Plan, *, folds: int, iterations: int, seed: int = 0) ->
 
     torch.manual_seed(seed)
     network = _network(plan).train()
-    pair = _phantom(plan, seed)
-    _train(network, pair, plan, iterations, seed)
+    _train(network, [_phantom(plan, seed + n) for n in range(PATIENTS)], plan, iterations, seed)
     base = {key: value.clone() for key, value in network.state_dict().items()}
     out = []
     for fold in range(folds):
         network.load_state_dict(base)
         if folds > 1:
-            _train(network, pair, plan, 3, seed + 100 + fold)
+            own = [_phantom(plan, seed + 100 * (fold + 1) + n) for n in range(PATIENTS // 2)]
+            _train(network, own, plan, iterations // 5, seed + fold)
         out.append({key: value.detach().half().float().clone() for key, value in network.state_dict().items()})
     return out
 
@@ -169,23 +173,23 @@ def _network(plan: Plan) -> Any:
     return build_network(f"slice3d.models.unets.{plan.kind}", described)
 
 
-def _phantom(plan: Plan, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised image and labels (z, y, x) at the plan's spacing."""
+def _phantom(plan: Plan, seed: int) -> Pair:
+    """Normalised image and labels (z, y, x) of one patient's abdomen at the plan's spacing."""
     from slice3d.grid import Grid
     from slice3d.samples import TorsoPhantom, torso
 
-    # the abdomen of one patient: enough for labels with a shape
     z, y, x = plan.spacing
     shape = (int(360 / x), int(240 / y), int(330 / z))
     affine = np.diag([-x, -y, z, 1.0])
     affine[:3, 3] = (180, 50, -180)
-    found = torso(TorsoPhantom(), seed=seed, grid=Grid(shape, affine))
+    found = torso(TorsoPhantom.random(seed) if seed else TorsoPhantom(), seed=seed, grid=Grid(shape, affine))
     image = (np.clip(found.volume.data, *CLIP) - MEAN) / STD
     labels = np.minimum(found.segmentation.labels, plan.classes - 1)
     return image.transpose(2, 1, 0).astype(np.float32), labels.transpose(2, 1, 0).astype(np.int64)
 
 
-def _train(network: Any, pair: tuple[np.ndarray, np.ndarray], plan: Plan, iterations: int, seed: int) -> None:
+def _train(network: Any, pairs: Sequence[Pair], plan: Plan, iterations: int, seed: int) -> None:
+    """Two crops at a time, as nnU-Net does."""
     import torch
 
     rng = np.random.default_rng(seed)
@@ -193,16 +197,21 @@ def _train(network: Any, pair: tuple[np.ndarray, np.ndarray], plan: Plan, iterat
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=iterations)
     weight = torch.ones(plan.classes)
     weight[0] = weight[-1] = 0.2  # background and the rest of the body are most of the voxels
-    image, labels = pair
-    organs = np.argwhere((labels > 0) & (labels < plan.classes - 1))
+    organs = [np.argwhere((labels > 0) & (labels < plan.classes - 1)) for _, labels in pairs]
     size = [max(p // 2, min(p, 32)) for p in plan.patch]
-    for _ in range(iterations):
+
+    def crop(case: int) -> list[torch.Tensor]:
         # around a voxel of some organ: elsewhere there is little to learn
-        middle = organs[rng.integers(len(organs))] + rng.integers(-8, 9, 3)
-        start = [int(np.clip(m - p // 2, 0, max(0, n - p))) for m, n, p in zip(middle, image.shape, size, strict=True)]
+        middle = organs[case][rng.integers(len(organs[case]))] + rng.integers(-8, 9, 3)
+        shape = pairs[case][0].shape
+        start = [int(np.clip(m - p // 2, 0, max(0, n - p))) for m, n, p in zip(middle, shape, size, strict=True)]
         cut = tuple(slice(s, s + p) for s, p in zip(start, size, strict=True))
-        scores = network(torch.from_numpy(image[cut].copy())[None, None])
-        loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(labels[cut].copy())[None], weight)
+        return [torch.from_numpy(array[cut].copy()) for array in pairs[case]]
+
+    for _ in range(iterations):
+        crops = [crop(int(case)) for case in rng.integers(len(pairs), size=2)]
+        scores = network(torch.stack([image[None] for image, _ in crops]))
+        loss = torch.nn.functional.cross_entropy(scores, torch.stack([labels for _, labels in crops]), weight)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

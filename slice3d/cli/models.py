@@ -121,13 +121,22 @@ def verify(
     as_json: _Json = False,
 ) -> None:
     """Recompute the hash of installed weights."""
+    from slice3d.errors import ModelError
     from slice3d.models import package as find_package
-    from slice3d.models import packages
+    from slice3d.models.registry import survey
 
-    wanted = [find_package(name)] if name else list(packages().values())
-    for package in wanted:
-        package.verify()
+    found, damaged = ({name: find_package(name)}, []) if name else survey()
+    wanted = []
+    for package in found.values():
+        try:
+            package.verify()
+        except ModelError as error:
+            damaged.append(str(error))
+            continue
+        wanted.append(package)
         console.say(f"{package.name}: weights are as model.json says ({package.sha256[:12]}…)", quiet=quiet or as_json)
+    if damaged:
+        raise ModelError("; ".join(damaged))
     if as_json:
         console.say_json({"verified": [{"name": p.name, "sha256": p.sha256} for p in wanted]})
 

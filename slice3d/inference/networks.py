@@ -47,6 +47,7 @@ class Networks:
             head = None
             if len(folds) == 1 and (head := split_head(network, fewer_than=self.channels_out)) is not None:
                 head = replace(head, weight=head.weight.to(device), bias=head.bias.to(device))
+                self._check(len(head.weight))
                 self.width = int(head.weight.shape[1])
             if device.type == "cpu":
                 quicken(network)
@@ -73,6 +74,13 @@ class Networks:
                 f"expected {self.width} channels of the same size; the package's description is wrong"
             )
         return out  # type: ignore[no-any-return]
+
+    def _check(self, classes: int) -> None:
+        if classes != self.channels_out:
+            raise ModelError(
+                f"network of model {self.package.name!r} gives {classes} scores per voxel, its labels need "
+                f"{self.channels_out}; the package's description is wrong"
+            )
 
     def scores(self, averaged: torch.Tensor) -> torch.Tensor:
         """(…, width) averaged values → (…, channels_out) float32 scores. Raises `ModelError` for NaN or infinity.

@@ -1,12 +1,13 @@
 """From a study to what a network sees: axes turned, intensities normalised, resampled to the package's spacing.
 
-Resampling is separable on an axis-aligned pair of grids, so each axis is one small matrix: exact for splines of any
-order including their edges, and a matrix product is the fastest thing a CPU does.
+Resampling is separable on an axis-aligned pair of grids, so each axis is one small matrix, exact for splines of any
+order including their edges, and all but a band of it is zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slice3d.errors import InputError
+from slice3d.inference.bands import Band, along_columns, along_rows, band
 from slice3d.models.package import Intensity, ModelPackage, Sampling
 from slice3d.resample import apply_moves, axis_moves
 from slice3d.volume import Volume
@@ -172,21 +174,24 @@ def axis_matrix(n_in: int, n_out: int, *, step: float, order: int, average: bool
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def network_image(volumes: Sequence[Volume], package: ModelPackage, frame: Frame) -> NDArray[np.float32]:
+def network_image(
+    volumes: Sequence[Volume], package: ModelPackage, frame: Frame, *, threads: int = 1
+) -> NDArray[np.float32]:
     """(channels, *frame.shape) float32: what the network sees, before padding."""
     out = np.empty((len(volumes), *frame.shape), np.float32)
     normalise_first = package.sampling.resampling in ("nnunet", "torch")
     views = [apply_moves(volume.data, frame.axes, frame.flips)[frame.box] for volume in volumes]
     masked = any(intensity.scheme == "zscore_nonzero" for intensity in package.intensity)
     mask = _filled(views) if masked and normalise_first else None
-    for image, view, intensity in zip(out, views, package.intensity, strict=True):
-        if normalise_first:
-            _resample(view, _Normaliser(view, intensity, mask), frame, image)
-        else:
-            _resample(view, _Normaliser(view, Intensity(), None), frame, image)
-            whole = _Normaliser(image, intensity, image != 0 if masked else None)
-            for n in range(len(image)):
-                image[n] = whole.plane(image[n], n, 0)
+    with ThreadPoolExecutor(threads) as pool:
+        for image, view, intensity in zip(out, views, package.intensity, strict=True):
+            if normalise_first:
+                _resample(view, _Normaliser(view, intensity, mask), frame, image, pool)
+            else:
+                _resample(view, _Normaliser(view, Intensity(), None), frame, image, pool)
+                whole = _Normaliser(image, intensity, image != 0 if masked else None)
+                for n in range(len(image)):
+                    image[n] = whole.plane(image[n], n, 0)
     return out
 
 
@@ -198,38 +203,49 @@ def _filled(views: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
     return filled
 
 
-def _resample(view: NDArray[Any], normalise: _Normaliser, frame: Frame, out: NDArray[np.float32]) -> None:
+def _resample(
+    view: NDArray[Any], normalise: _Normaliser, frame: Frame, out: NDArray[np.float32], pool: ThreadPoolExecutor
+) -> None:
     """Normalise and resample slice by slice along the axis whose slices lie together in memory."""
-    matrices = [
-        axis_matrix(a, b, step=s, order=o, average=frame.average)
-        for a, b, s, o in zip(frame.box_shape, frame.shape, frame.step, frame.image_orders, strict=True)
+    bands = [
+        None if matrix is None else band(matrix)
+        for matrix in (
+            axis_matrix(a, b, step=s, order=o, average=frame.average)
+            for a, b, s, o in zip(frame.box_shape, frame.shape, frame.step, frame.image_orders, strict=True)
+        )
     ]
-    slow = int(np.argmax(np.abs(view.strides)))
-    p, q = (n for n in range(3) if n != slow)
+    slow, p, q = (int(n) for n in np.argsort([-abs(s) for s in view.strides], kind="stable"))
     planes = np.moveaxis(view, slow, 0)
     half = np.empty((len(planes), frame.shape[p], frame.shape[q]), np.float32)
-    lowest, highest = np.inf, -np.inf
-    for n, plane in enumerate(planes):
-        values = normalise.plane(plane, n, slow)
-        low, high = float(values.min()), float(values.max())
-        lowest, highest = min(lowest, low), max(highest, high)
-        half[n] = _between(values, matrices[p], matrices[q])
+    ends = np.empty((len(planes), 2), np.float32)
+
+    def work(n: int) -> None:
+        values = normalise.plane(planes[n], n, slow)
+        ends[n] = low, high = values.min(), values.max()
+        half[n] = _in_plane(values if p < q else values.T, bands[p], bands[q])
         if frame.image_orders[slow] == 0 and frame.image_orders[p] == 3:
             np.clip(half[n], low, high, out=half[n])
-    last = matrices[slow]
+
+    list(pool.map(work, range(len(planes))))
+    last = bands[slow]
     if last is not None:
-        half = (last @ half.reshape(len(half), -1)).reshape(-1, *half.shape[1:])
+        flat, done = half.reshape(len(half), -1), np.empty((frame.shape[slow], half[0].size), np.float32)
+        list(pool.map(lambda n: along_rows(*last, flat, done, n, n + 1), range(len(done))))
+        half = done.reshape(-1, *half.shape[1:])
     # splines overshoot at edges; like scikit-image's resize, stay within the range that was measured
-    np.clip(half, lowest, highest, out=half)
-    np.moveaxis(out, slow, 0)[...] = half
+    np.clip(half, ends[:, 0].min(), ends[:, 1].max(), out=half)
+    np.transpose(out, (slow, p, q))[...] = half
 
 
-def _between(
-    plane: NDArray[np.float32], rows: NDArray[np.float32] | None, columns: NDArray[np.float32] | None
-) -> NDArray[np.float32]:
+def _in_plane(plane: NDArray[np.float32], rows: Band | None, columns: Band | None) -> NDArray[np.float32]:
+    plane = np.ascontiguousarray(plane)
     if rows is not None:
-        plane = rows @ plane
-    return plane if columns is None else plane @ columns.T
+        source, plane = plane, np.empty((len(rows.start), plane.shape[1]), np.float32)
+        along_rows(*rows, source, plane, 0, len(plane))
+    if columns is not None:
+        source, plane = plane, np.empty((len(plane), len(columns.start)), np.float32)
+        along_columns(*columns, source, plane)
+    return plane
 
 
 class _Normaliser:

@@ -16,9 +16,19 @@ from slice3d.errors import InputError, ModelError
 from slice3d.models import bundle, nnunet
 from slice3d.models.archive import unzip
 from slice3d.models.known import KNOWN, KnownModel
-from slice3d.models.package import NAME, ModelPackage, file_sha256, parse_package, read_package
+from slice3d.models.package import (
+    MALFORMED,
+    NAME,
+    ModelPackage,
+    file_sha256,
+    one_line,
+    parse_package,
+    read_package,
+)
 from slice3d.models.registry import cache_folder, packages
 from slice3d.progress import Progress, silent
+
+_DOWNLOADS = "downloads"  # of the cache folder: what is on its way
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ def remove(name: str, *, folder: Path | None = None) -> None:
     root = folder or cache_folder()
     installed = packages(folder=folder)
     target = root / name
-    if not NAME.fullmatch(name) or not target.is_dir():
+    if not NAME.fullmatch(name) or name == _DOWNLOADS or not target.is_dir():
         if name in installed and installed[name].builtin:
             raise ModelError(f"model {name!r} ships with slice3d and cannot be removed")
         added = ", ".join(n for n, p in installed.items() if not p.builtin) or "none"
@@ -93,7 +103,7 @@ def _fetch(
     url = known.url if known else text
     downloaded = None
     if known or re.match(r"https?://", text):
-        downloaded = fetch(url, root / "downloads", sha256=expected, progress=progress)
+        downloaded = fetch(url, root / _DOWNLOADS, sha256=expected, progress=progress)
         path, label = downloaded, known.name if known else Path(url.split("?")[0]).stem
     else:
         path = Path(source).expanduser()
@@ -101,7 +111,7 @@ def _fetch(
         if not path.exists():
             close = ", ".join(sorted(KNOWN))
             raise InputError(
-                f"no file or folder {path.name!r}; expected a model folder, a zip, an address, or one of {close}"
+                f"no file or folder {path.name!r}; expected a model folder, a zip, an http(s) address, or one of {close}"
             )
         if expected and path.is_file() and file_sha256(path) != expected:
             raise ModelError(
@@ -136,12 +146,14 @@ def _translate(
         chosen = nnunet.choose(trained, settings.configuration)
         if settings.name is None and known is None:
             name = _clean_name(chosen.parent.name if chosen.parent.name.startswith("Dataset") else label)
-        foreign = nnunet.translate(chosen, name=name, folds=settings.folds)
+        with _described("plans.json or dataset.json"):
+            foreign = nnunet.translate(chosen, name=name, folds=settings.folds)
         weights_of: Callable[[Path], dict[str, Any]] = nnunet.weights_of
     elif bundles:
         if len(bundles) > 1:
             raise ModelError(f"{len(bundles)} MONAI bundles found; add them one at a time")
-        foreign = bundle.translate(bundles[0], name=name, trust=settings.trust)
+        with _described("configs/metadata.json or configs/inference.json"):
+            foreign = bundle.translate(bundles[0], name=name, trust=settings.trust)
         weights_of = bundle.weights_of
     else:
         raise ModelError(
@@ -149,6 +161,17 @@ def _translate(
             "fold_N/checkpoint_final.pth (nnU-Net v2), nor configs/metadata.json (MONAI bundle)"
         )
     _write(foreign, weights_of, made, known, settings, progress)
+
+
+@contextmanager
+def _described(files: str) -> Iterator[None]:
+    """Whatever else a foreign description may hold instead of what belongs there ends in one line."""
+    try:
+        yield
+    except MALFORMED as error:
+        raise ModelError(
+            f"{files} of the model holds a value of another kind than expected ({one_line(error)}); copy it again"
+        ) from error
 
 
 def _copy_native(natives: list[Path], made: Path, settings: AddSettings) -> None:
@@ -226,11 +249,13 @@ def _move_in(made: Path, root: Path, package: ModelPackage, settings: AddSetting
     installed = packages(folder=settings.folder)
     if package.name in installed and installed[package.name].builtin:
         raise ModelError(f"a model {package.name!r} ships with slice3d; choose another --name")
+    if package.name == _DOWNLOADS:
+        raise ModelError(f"a model cannot be called {package.name!r}, a folder beside it is; choose another --name")
     target = root / package.name
     if target.exists():
         if not settings.replace:
             raise ModelError(f"a model {package.name!r} is already there; pass --replace or another --name")
-        shutil.rmtree(target)
+        target.replace(made.with_name("replaced"))  # it goes with the staging folder
     made.replace(target)
     return parse_package(dict(package.description), target)
 

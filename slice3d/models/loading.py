@@ -42,6 +42,11 @@ def build_network(class_name: str, arguments: Mapping[str, Any]) -> nn.Module:
     module = importlib.import_module(module_name)
     try:
         network: nn.Module = getattr(module, cls)(**dict(arguments))
+    except (MemoryError, RuntimeError) as error:
+        raise ModelError(
+            f"network {cls} of this description cannot be built here ({_line(error)[:80]}); the model is damaged, or needs "
+            "more memory than there is"
+        ) from error
     except (TypeError, ValueError, AssertionError, AttributeError, IndexError, KeyError) as error:
         raise ModelError(
             f"network {cls} refuses its description: {_line(error)}; the model does not fit this version"
@@ -72,6 +77,13 @@ def load_network(package: ModelPackage, fold: int = 0) -> nn.Module:
     network = build_network(package.network_class, package.network_arguments)
     state = {key: t.float() if t.is_floating_point() else t for key, t in
              read_weights(package.folder / package.weights[fold].file).items()}  # fmt: skip
+    own = network.state_dict()
+    for key, tensor in state.items():
+        if key in own and tensor.shape != own[key].shape:
+            raise ModelError(
+                f"weights of model {package.name!r} do not fit its network: {key} has shape {_shape(tensor)}, the network "
+                f"has {_shape(own[key])}; expected both from one training; add it again"
+            )
     try:
         missing, unexpected = network.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -79,7 +91,6 @@ def load_network(package: ModelPackage, fold: int = 0) -> nn.Module:
             f"weights of model {package.name!r} do not fit its network: {_line(error)}; expected both from one training; add it again"
         ) from error
     # one tensor may carry several names, of which a file holds one; deep-supervision heads may be stored or left out
-    own = network.state_dict()
     filled = {own[key].data_ptr() for key in state if key in own}
     missing = [key for key in missing if own[key].data_ptr() not in filled and not _auxiliary(key)]
     unexpected = [key for key in unexpected if not _auxiliary(key)]
@@ -184,6 +195,10 @@ def quicken(network: nn.Module) -> nn.Module:
                 norm.requires_grad_(False)
                 setattr(parent, name, norm.eval())
     return network
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "of one number"
 
 
 def _auxiliary(key: str) -> bool:

@@ -155,13 +155,20 @@ def _checkpoints(folder: Path, folds: tuple[int, ...] | None) -> tuple[Path, ...
         if missing:
             raise ModelError(f"fold {missing[0]} is not in this model; it has fold {', '.join(found) or 'none'}")
         return tuple(found[str(n)] for n in folds)
+    present = {path.name.removeprefix("fold_") for path in folder.glob("fold_*") if path.is_dir()}
+    unfinished = sorted(fold for fold in present - set(found) if fold.isdecimal())
+    if unfinished:
+        raise ModelError(
+            f"fold {unfinished[0]} is missing: its folder has no {_CHECKPOINTS[0]}; copy it, or choose others with --folds "
+            f"(there is fold {', '.join(found)})"
+        )
     # nnU-Net's own rule: numbered folds are an ensemble, fold_all stands alone
-    numbered = [path for fold, path in found.items() if fold.isdigit()]
+    numbered = [path for fold, path in found.items() if fold.isdecimal()]
     if not numbered and "all" in found:
         return (found["all"],)
     if not numbered:
         raise ModelError("the model folder has no fold_N/checkpoint_final.pth; expected at least one trained fold")
-    gaps = [n for n in range(max(int(f) for f in found if f.isdigit()) + 1) if str(n) not in found]
+    gaps = [n for n in range(max(int(f) for f in found if f.isdecimal()) + 1) if str(n) not in found]
     if gaps and len(numbered) > 1:
         raise ModelError(
             f"fold {gaps[0]} is missing between the others ({', '.join(found)}); copy it, or choose with --folds"

@@ -88,6 +88,10 @@ class Sampling:
     scores_split: bool | None = None
 
 
+MALFORMED = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError)
+"""What reading a description raises that holds text for a number, a list for an object, and so on."""
+
+
 @dataclass(frozen=True)
 class ModelPackage:
     """An installed model. Everything but the weights is read; `folder` holds `model.json` and the weights files.
@@ -208,6 +212,21 @@ def read_package(folder: Path, *, builtin: bool = False) -> ModelPackage:
 
 def parse_package(raw: Any, folder: Path, *, builtin: bool = False) -> ModelPackage:
     """Check the contents of a `model.json`. Raises `ModelError` as `read_package` does."""
+    try:
+        return _parsed(raw, folder, builtin)
+    except MALFORMED as error:
+        raise ModelError(
+            f"model.json of {folder.name!r} holds a value of another kind than expected ({one_line(error)}); "
+            "add the model again"
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line that is not too long; its kind where it says nothing."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _parsed(raw: Any, folder: Path, builtin: bool) -> ModelPackage:
     fields = _Fields(raw, folder.name)
     if raw.get("format") != FORMAT:
         raise ModelError(f"model {folder.name!r} has format {raw.get('format')!r}; expected {FORMAT!r}")
@@ -219,6 +238,8 @@ def parse_package(raw: Any, folder: Path, *, builtin: bool = False) -> ModelPack
     intensity = fields.intensity(len(channels))
     activation = fields.choice("activation", ACTIVATIONS, "softmax")
     regions = tuple(int(v) for v in raw.get("regions", sorted(labels) if activation == "sigmoid" else ()))
+    if not set(regions) <= {0, *labels}:
+        raise fields.wrong("regions", f"label values out of {sorted(labels)}, or 0")
     network = fields.mapping("network")
     if not isinstance(network.get("class"), str) or not isinstance(network.get("arguments"), Mapping):
         raise ModelError(f"model {name!r}: `network` needs `class` (text) and `arguments` (object)")

@@ -27,28 +27,44 @@ def packages(*, folder: Path | None = None) -> dict[str, ModelPackage]:
 
     A damaged package is left out with a logged warning; `package(name)` says what is wrong with it.
     """
+    found, damaged = survey(folder=folder)
+    for problem in damaged:
+        log.warning("model package left out: %s", problem)
+    return found
+
+
+def survey(*, folder: Path | None = None) -> tuple[dict[str, ModelPackage], list[str]]:
+    """Every package that can be read, by name, and what is wrong with those that cannot."""
     found: dict[str, ModelPackage] = {}
-    for root, builtin in ((BUILTIN, True), (folder or cache_folder(), False)):
+    damaged = []
+    for root, builtin in _roots(folder):
         for entry in sorted(root.glob("*/model.json")) if root.is_dir() else ():
             try:
                 read = read_package(entry.parent, builtin=builtin)
             except ModelError as error:
-                log.warning("model package left out: %s", error)
+                damaged.append(str(error))
                 continue
             found.setdefault(read.name, read)
-    return found
+    return found, damaged
+
+
+def _roots(folder: Path | None) -> tuple[tuple[Path, bool], ...]:
+    return (BUILTIN, True), (folder or cache_folder(), False)
 
 
 def package(name: str, *, folder: Path | None = None) -> ModelPackage:
     """One installed package. Raises `ModelError` when there is none of that name (with the nearest spelling)."""
     from slice3d.models.known import KNOWN
 
+    for root, builtin in _roots(folder):
+        # where it should be: what is wrong with it, if anything, is said once, and of no other one
+        if Path(name).name == name and (root / name / "model.json").is_file():
+            found = read_package(root / name, builtin=builtin)
+            if found.name == name:
+                return found
     installed = packages(folder=folder)
     if name in installed:
         return installed[name]
-    for root in (BUILTIN, folder or cache_folder()):
-        if Path(name).name == name and (root / name / "model.json").is_file():
-            return read_package(root / name)  # raises, saying why it was left out
     if name in KNOWN:
         raise ModelError(f"model {name!r} is known but not installed; run `slice3d models add {name}`")
     raise ModelError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -230,9 +231,23 @@ _COMMON = {
 }  # fmt: skip
 
 
+_MOST = {"n_stages": 16, "n_conv_per_stage": 64, "n_blocks_per_stage": 64, "n_conv_per_stage_decoder": 64,
+         "features_per_stage": 1 << 14, "kernel_sizes": 64, "strides": 64, "stem_channels": 1 << 14,
+         "num_classes": 1 << 16, "input_channels": 1 << 10}  # fmt: skip
+"""Far above any published network: a description that asks for more would be built until memory ends."""
+
+
+def _check_sizes(arguments: Mapping[str, Any]) -> None:
+    for name, most in _MOST.items():
+        values = np.array(arguments.get(name) or 0, dtype=object).ravel()
+        if any(isinstance(v, (int, float)) and not v <= most for v in values):
+            raise ValueError(f"{name} is {str(arguments[name])[:40]}, more than {most}")
+
+
 class _UNet(nn.Module):
     def __init__(self, arguments: Mapping[str, Any], *, repeats: str, residual: bool, more: set[str]) -> None:
         super().__init__()
+        _check_sizes(arguments)
         unknown = set(arguments) - _COMMON - more - {repeats}
         if unknown:
             raise ValueError(f"unknown arguments {', '.join(sorted(unknown))}")

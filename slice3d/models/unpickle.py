@@ -32,7 +32,8 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         raise ModelError(_refused(path, error)) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError, IndexError) as error:
-        text = type(error).__name__ if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
+        text = "" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
+        text = "it is empty" if path.stat().st_size == 0 else text or type(error).__name__
         raise ModelError(
             f"{path.name} is not a readable PyTorch checkpoint ({text}); download or copy it again"
         ) from error
@@ -59,12 +60,12 @@ def _numpy_numbers() -> list[Any]:
 def _refused(path: Path, error: BaseException) -> str:
     text = " ".join(str(error).split())
     named = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"`([\w.]+)`", text)
-    if named:
+    if named and named[1] != "weights_only":
         return (
             f"{path.name} wants to use {named.group(1)!r}, which weights have no need of; nothing was run; "
             "get the model from its publisher"
         )
-    return f"{path.name} is not a checkpoint that can be read safely ({text[:120]}); get the model from its publisher"
+    return f"{path.name} is a pickle that cannot be read without running it; nothing was run; get the model from its publisher"
 
 
 def tensors_of(state: Any, path: Path) -> dict[str, torch.Tensor]:

@@ -94,6 +94,35 @@ def test_cells_give_what_interpolating_every_class_gives(
 
 
 @given(
+    width=st.sampled_from([63, 64, 65, 66, 127, 128, 129, 131]), step=STEP, seed=st.integers(0, 99),
+    kind=st.sampled_from(["noise", "blobs", "ties"]), activation=st.sampled_from(["softmax", "sigmoid"]),
+)  # fmt: skip
+@settings(max_examples=50, deadline=None)
+def test_rows_longer_than_what_is_worked_out_at_once(
+    width: int, step: float, seed: int, kind: str, activation: str
+) -> None:
+    """64 cells at a time: what lies between two such runs, and where the last one is short or a single voxel."""
+    scores = scores_of((3, 2, width), 5, seed, "noise" if kind == "blobs" else kind)
+    if kind == "blobs":  # long runs of one class, borders anywhere
+        border = np.random.default_rng(seed).integers(0, width, 2)
+        scores[..., 0] += 9
+        scores[:, :, border.min() : border.max(), 1] += 20
+    steps = (0.6, 1.3, step)
+    out = shape_for((3, 2, width), steps)
+    decision = Decision(activation, (0, 4, 2, 1, 3), threshold=0.2)
+    labels, _ = reduced(CellReducer, scores, out, steps, (1, 1, 1), decision)
+    fine = interpolated(scores, out, steps, (1, 1, 1))
+    if activation == "softmax":
+        np.testing.assert_array_equal(labels, np.array(decision.values)[fine.argmax(-1)])
+        return
+    expected = np.zeros(out, int)
+    for channel, value in enumerate(decision.values):
+        expected[fine[..., channel] > np.float32(0.2)] = value
+    clear = (np.abs(fine - 0.2) > 1e-5).all(-1)
+    np.testing.assert_array_equal(labels[clear], expected[clear])
+
+
+@given(
     shape=SIZE, steps=st.tuples(STEP, STEP, STEP), classes=st.integers(1, 5), seed=st.integers(0, 99),
     threshold=st.sampled_from([0.0, 0.3]),
 )  # fmt: skip

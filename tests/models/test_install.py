@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import http.server
 import json
 import os
@@ -17,6 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from slice3d.errors import InputError, ModelError
 from slice3d.inference import InferenceSettings, predict
@@ -24,7 +28,7 @@ from slice3d.models import packages
 from slice3d.models.install import AddSettings, add, remove
 from slice3d.models.loading import load_network
 from slice3d.models.package import file_sha256
-from tests.inference.builders import oblique_volume, random_network, write_package
+from tests.inference.builders import ARGUMENTS, oblique_volume, random_network, write_package
 from tests.models.builders import DATASET, bundle_folder, nnunet_folder, plans
 
 FLOAT32 = InferenceSettings(precision="float32", device="cpu", threads=1)
@@ -322,6 +326,80 @@ def test_damaged_nnunet_is_one_line_and_leaves_nothing(
     assert "\n" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
     assert nothing_left(settings.folder or tmp_path)
+
+
+def places(value: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every path to a value inside nested objects and lists."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield (*here, key)
+        if isinstance(inner, (dict, list)):
+            yield from places(inner, (*here, key))
+
+
+def changed(described: Any, place: tuple[Any, ...], value: Any) -> Any:
+    described = copy.deepcopy(described)
+    holder = described
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    return described
+
+
+ODD = st.sampled_from(["x", None, [], {}, -1, 0.5, True, [None], {"x": []}, "²", 10**30])
+
+
+@given(drawn=st.data())
+@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_odd_value_in_a_description_is_one_line_or_harmless(
+    drawn: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("odd")
+    kind = drawn.draw(st.sampled_from(["plans.json", "dataset.json", "model.json", "metadata.json", "inference.json"]))
+    if kind == "model.json":
+        source = write_package(root / "native", random_network()).folder
+    elif kind in ("plans.json", "dataset.json"):
+        source = nnunet_folder(root / "model")
+    else:
+        source = bundle_folder(root / "bundle")
+    (path,) = source.rglob(kind)
+    described = json.loads(path.read_text())
+    place = drawn.draw(st.sampled_from(list(places(described))))
+    path.write_text(json.dumps(changed(described, place, drawn.draw(ODD))))
+    how = AddSettings(folder=root / "cache", name="odd")
+    said = ""
+    try:
+        add(source, settings=how)
+    except (ModelError, InputError) as error:
+        said = str(error)
+    assert "\n" not in said
+    assert str(root) not in said
+    assert not said or nothing_left(root / "cache")
+
+
+def test_a_description_with_fewer_labels_than_the_network_has_scores(tmp_path: Path) -> None:
+    """The head is applied late where that is cheaper: there, too, the numbers must agree."""
+    arguments = {**ARGUMENTS, "out_channels": 14}
+    few = {str(n): f"structure_{n}" for n in range(1, 12)}  # more than the network has features, fewer than scores
+    package = write_package(
+        tmp_path / "few", random_network(out_channels=14), labels=few,
+        network={"class": "monai.networks.nets.DynUNet", "arguments": arguments},
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="gives 14 scores per voxel, its labels need 12"):
+        predict(oblique_volume(), package, settings=FLOAT32)
+
+
+def test_regions_write_labels_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="regions"):
+        write_package(tmp_path / "odd", random_network(), activation="sigmoid", regions=[1, 2, 999])
+
+
+def test_what_is_on_its_way_is_no_model(tmp_path: Path, settings: AddSettings, cache: Path) -> None:
+    (cache / "downloads").mkdir(parents=True)
+    with pytest.raises(ModelError, match="no added model 'downloads'"):
+        remove("downloads", folder=cache)
+    with pytest.raises(ModelError, match="choose another --name"):
+        add(nnunet_folder(tmp_path / "model"), settings=replace(settings, name="downloads"))
+    assert nothing_left(cache)
 
 
 def test_missing_fold_is_said(tmp_path: Path, settings: AddSettings) -> None:

@@ -117,7 +117,11 @@ zoom = np.array(image.header.get_zooms()[:3])[::-1] / np.array(foreign.descripti
 tensor = torch.from_numpy(np.clip(ndimage.zoom(data, zoom, order=1, mode="nearest", grid_mode=True), -1000, 1000) / 300)[None, None]
 with torch.inference_mode():
     scores = sliding_window_inference(tensor, foreign.description["patch_size"], 1, network, 0.5, mode="gaussian")
-    labels = torch.nn.functional.interpolate(scores, data.shape, mode="trilinear").argmax(1)[0]
+    if scores.shape[1] * data.size * 4 < float(sys.argv[4]) * 1024**3:
+        labels = torch.nn.functional.interpolate(scores, data.shape, mode="trilinear").argmax(1)[0]
+    else:  # the enlarged scores do not fit: enlarge finished labels, which is less work
+        labels = scores.argmax(1, keepdim=True).byte()
+        labels = torch.nn.functional.interpolate(labels, data.shape, mode="nearest")[0, 0]
 nib.save(nib.Nifti1Image(labels.numpy().astype(np.uint8).transpose(2, 1, 0), image.affine), target)
 """
 
@@ -143,7 +147,8 @@ def command(contender: str, folder: Path, source: Path, target: Path, options: a
         return [sys.executable, "-c", _SLICE3D, str(source), str(target), str(options.scratch / "cache"), _package(options),
                 str(options.memory), options.precision, *more]  # fmt: skip
     if contender == "monai":
-        return [sys.executable, "-W", "ignore", "-c", _MONAI, str(source), str(target), str(folder)]
+        return [sys.executable, "-W", "ignore", "-c", _MONAI, str(source), str(target), str(folder),
+                str(machine()["memory_gib"] / 2)]  # fmt: skip
     if python is None:
         raise SystemExit(f"{contender} needs --peer-python")
     if contender == "nnunetv2":

@@ -18,6 +18,8 @@ from slice3d.models import bundle_steps
 from slice3d.models.bundle_config import Config, inference_file, read
 from slice3d.models.nnunet import Foreign
 
+_MOST = 1 << 12  # channels
+
 
 def find(folder: Path) -> list[Path]:
     """Bundles below `folder`: those with a metadata file, an inference configuration and weights."""
@@ -35,6 +37,8 @@ def translate(folder: Path, *, name: str, trust: bool = False) -> Foreign:
     count = int(inputs.get("num_channels", network["arguments"].get("in_channels", 1)))
     named = _channel_names(metadata)
     outputs = int(network["arguments"].get("out_channels", max(named) + 1))
+    if not (0 < count <= _MOST and 0 < outputs <= _MOST):
+        raise ModelError(f"the bundle has {count} input and {outputs} output channels; expected 1 to {_MOST} of each")
     labels, regions = _labels(named, outputs, after.sigmoid)
     if after.keep_largest and len(regions) > 1:
         raise ModelError("the bundle keeps the largest component of overlapping channels, which is not supported")

@@ -152,9 +152,14 @@ def _transforms(how: AugmentSettings, patch: Sequence[int]) -> Any:
 def _augmented(
     transforms: Any, image: Array, truth: Array, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    from monai.data.meta_obj import get_track_meta, set_track_meta
+
     transforms.set_random_state(seed=int(rng.integers(2**31)))
-    out = transforms(
-        {"image": torch.from_numpy(image)[None], "label": torch.from_numpy(truth.astype(np.float32))[None]}
-    )
-    image_out = torch.as_tensor(out["image"]).contiguous()
-    return image_out, torch.as_tensor(out["label"])[0].round().long()
+    pair = {"image": torch.from_numpy(image)[None], "label": torch.from_numpy(truth.astype(np.float32))[None]}
+    tracked = get_track_meta()
+    set_track_meta(False)  # plain tensors: MONAI's own slow down every operation that they go through
+    try:
+        out = transforms(pair)
+    finally:
+        set_track_meta(tracked)
+    return out["image"].contiguous(), out["label"][0].round().long()

@@ -26,12 +26,12 @@ WINDOW = (32, 48, 32)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much of everything."""
+    """How much of everything. again: further stages, each (steps, learning rate that it begins with)."""
 
     folds: int = 5
     shared_steps: int = 1500
     steps: int = 600
-    again_steps: int = 3000
+    again: tuple[tuple[int, float], ...] = ((3000, 1.5e-3),)
     batch_size: int = 1
     seed: int = 0
     workers: int = 0
@@ -69,13 +69,16 @@ def shared_settings(recipe: Recipe) -> TrainSettings:
 
 
 def stages(recipe: Recipe) -> list[TrainSettings]:
-    """Each fold on its own: the learning rate falls to nothing, once more from the start where `again_steps` says so."""
+    """Each fold on its own: the learning rate falls to nothing, and once more from where each entry of `again` says."""
     first = replace(
         shared_settings(recipe), steps=recipe.steps, lr=1.5e-3, lr_end=1e-5, warmup=20, seed=recipe.seed + 1,
         validate_every=max(1, recipe.steps // 2),
     )  # fmt: skip
-    again = replace(first, steps=recipe.again_steps, seed=recipe.seed + 2, validate_every=max(1, recipe.again_steps))
-    return [first, again] if recipe.again_steps else [first]
+    further = [
+        replace(first, steps=steps, lr=lr, seed=recipe.seed + 2 + number, validate_every=max(1, steps))
+        for number, (steps, lr) in enumerate(recipe.again)
+    ]
+    return [first, *further]
 
 
 def read(data: Path) -> Dataset:

@@ -17,6 +17,7 @@ from slice3d.errors import MissingExtraError
 from slice3d.models.loading import build_network
 from slice3d.progress import Progress, silent
 from slice3d.training.crops import CropDataset, Pool
+from slice3d.training.group_norm import quicken
 from slice3d.training.heads import AuxiliaryHeads
 from slice3d.training.losses import DeepSupervision, PartialDiceCE
 from slice3d.training.settings import TrainSettings
@@ -88,8 +89,8 @@ def fit(
     network = build_network(settings.network, settings.arguments)
     if settings.deep_supervision:
         network = AuxiliaryHeads(network)
-    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    network = quicken(network).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     network, optimizer = fabric.setup(network, optimizer)
     average = {k: v.detach().clone() for k, v in network.module.state_dict().items()}
     state = {"model": network, "optimizer": optimizer, "ema": average, "step": 0}
@@ -166,11 +167,11 @@ def _batches(
 
 @torch.no_grad()
 def _average(average: dict[str, torch.Tensor], network: torch.nn.Module, decay: float) -> None:
-    for name, value in network.state_dict().items():
-        if value.dtype.is_floating_point:
-            average[name].lerp_(value, 1 - decay)
-        else:
-            average[name].copy_(value)
+    state = network.state_dict()
+    moving = [name for name, value in state.items() if value.dtype.is_floating_point]
+    torch._foreach_lerp_([average[name] for name in moving], [state[name] for name in moving], 1 - decay)
+    for name in state.keys() - set(moving):
+        average[name].copy_(state[name])
 
 
 def _record(fabric: Any, folder: Path, row: dict[str, float]) -> None:

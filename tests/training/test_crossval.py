@@ -50,7 +50,7 @@ def test_nothing_held_out_is_drawn_in_either_stage(
     for name in names:
         cases.save(cases.Case(name, np.zeros((4, 4, 4), np.float32), np.ones((4, 4, 4), np.uint8), (1, 1, 1)), tmp_path)
     folds = make_folds(names, 5)
-    how = hippocampus.stages(hippocampus.Recipe(again_steps=5))
+    how = hippocampus.stages(hippocampus.Recipe(again=((5, 1e-3),)))
     crossval.train_folds(tmp_path, folds, how, tmp_path, shared=how[0] if shared else None)
     for number, held in enumerate(folds):
         history: set[str] = set()
@@ -100,7 +100,7 @@ def test_calibration_and_summary_come_from_the_scores() -> None:
     assert summary(scores)["b"] == {"mean": 0.5, "sd": 0.0, "median": 0.5, "min": 0.5, "max": 0.5, "cases": 40}
 
 
-RECIPE = hippocampus.Recipe(folds=2, shared_steps=40, steps=10, again_steps=0)
+RECIPE = hippocampus.Recipe(folds=2, shared_steps=40, steps=10, again=())
 
 
 @pytest.fixture(scope="module")

@@ -108,11 +108,13 @@ class Interpolation:
 
 @dataclass(frozen=True)
 class Learning:
-    """A 2D network, trained across subjects (`shipped`), on the stack's own in-plane detail (`trains`), or both."""
+    """A 2D network in planes, trained across subjects (`shipped`), on the stack's own in-plane detail (`trains`), or
+    both. mends: after shipped weights the shipped 3D network goes over what both directions of planes say."""
 
     name: str
     shipped: bool
     trains: bool
+    mends: bool = True
 
     @property
     def learns(self) -> bool:
@@ -131,26 +133,33 @@ class Learning:
         from slice3d.superres import pretrained, selftrain
         from slice3d.superres.pairs import scale_of
         from slice3d.superres.planes import PlaneNetwork, chosen_device
+        from slice3d.superres.volumes import VolumeEstimate
 
-        start, facts = None, {}
+        device = chosen_device(settings.device)
+        start, over = None, None
+        facts: dict[str, Any] = {}
         if self.shipped:
             weights = pretrained.weights()
-            start, facts = pretrained.network(weights), {"weights": weights.name, "weights_sha256": weights.sha256}
+            start = pretrained.network(weights)
+            facts = {"weights": weights.name, "weights_sha256": weights.sha256}
+            if self.mends:
+                over = pretrained.volume_network(weights).to(device)
+                facts["volume_weights_sha256"] = weights.volume_sha256
         step, profile = operator.slice_step_mm, operator.profile
-        if not self.trains and start is not None:
-            network = start.to(chosen_device(settings.device))
-            planes = PlaneNetwork(network, scale_of(slices[::3, ::3]), step, profile, turned=True)
-            return _Ready(planes, in_plane_mm, progress, facts)
-        rate = selftrain.TrainSettings().learning_rate / (3 if start is not None else 1)
-        chosen = selftrain.TrainSettings(
-            minutes=settings.minutes,
-            steps=settings.steps,
-            seed=settings.seed,
-            device=settings.device,
-            learning_rate=rate,
-        )
-        trained = selftrain.fit(slices, in_plane_mm, step, profile, settings=chosen, start=start, progress=progress)
-        return _Ready(trained.planes, in_plane_mm, progress, {**facts, "training_steps": trained.steps})
+        if self.trains or start is None:
+            rate = selftrain.TrainSettings().learning_rate / (3 if start is not None else 1)
+            chosen = selftrain.TrainSettings(
+                minutes=settings.minutes,
+                steps=settings.steps,
+                seed=settings.seed,
+                device=settings.device,
+                learning_rate=rate,
+            )
+            trained = selftrain.fit(slices, in_plane_mm, step, profile, settings=chosen, start=start, progress=progress)
+            planes, facts = trained.planes, {**facts, "training_steps": trained.steps}
+        else:
+            planes = PlaneNetwork(start.to(device), scale_of(slices[::3, ::3]), step, profile, turned=True)
+        return _Ready(planes if over is None else VolumeEstimate(planes, over), in_plane_mm, progress, facts)
 
 
 @dataclass(frozen=True, eq=False)

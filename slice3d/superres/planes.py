@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from slice3d.progress import Progress, silent
 from slice3d.superres import interpolate
-from slice3d.superres.network import Frame, SliceNetwork, condition_of
+from slice3d.superres.network import RATE, Frame, SliceNetwork, condition_of
 from slice3d.superres.profile import SliceProfile
 
 PAD = 4
@@ -64,23 +64,37 @@ class PlaneNetwork:
         padded = np.pad(slices, ((0, 0), (0, 0), (PAD, PAD)), mode="edge")
         frame = Frame(padded.shape[2], self.slice_step_mm, self.profile)
         to_fine = torch.from_numpy(
-            _resampler(np.asarray(frame.fine_mm - PAD * self.slice_step_mm, dtype=np.float64), fine_mm)
+            resampler(np.asarray(frame.fine_mm - PAD * self.slice_step_mm, dtype=np.float64), fine_mm)
         )
         base, null = frame.base @ to_fine, frame.null @ to_fine
         joined = max(1, math.ceil(self.slice_step_mm / line_mm / MAX_LINES))
-        narrow, widen = _joining(padded.shape[1], joined)
-        device = next(self.network.parameters()).device
-        condition = torch.tensor([condition_of(line_mm * joined, self.slice_step_mm, self.profile)], device=device)
+        narrow, widen = joining(padded.shape[1], joined)
+        condition = condition_of(line_mm * joined, self.slice_step_mm, self.profile)
         out = np.empty((*slices.shape[:2], len(fine_mm)), dtype=np.float32)
-        chunk = max(1, int(2**17 // (padded.shape[1] * padded.shape[2])))
+        chunk = _chunk(padded.shape)
         for start in range(0, len(padded), chunk):
             part = torch.from_numpy(np.ascontiguousarray((padded[start : start + chunk] - shift) / scale))
-            seen = part if joined == 1 else narrow @ part
-            with torch.inference_mode(), autocast(device):
-                detail = self.network(seen.to(device), condition).float().cpu()
+            detail = self.detail(part if joined == 1 else narrow @ part, condition)
             detail = detail if joined == 1 else widen @ detail
             out[start : start + chunk] = (part @ base + detail @ null).numpy() * scale + shift
         return out
+
+    def detail(self, planes: torch.Tensor, condition: tuple[float, float, float]) -> torch.Tensor:
+        """(s, L, n) scaled planes → (s, L, n · RATE) what the network adds, on the CPU."""
+        device = next(self.network.parameters()).device
+        told = torch.tensor([condition], device=device)
+        out = torch.empty((*planes.shape[:2], planes.shape[2] * RATE))
+        chunk = _chunk(planes.shape)
+        with torch.inference_mode(), autocast(device):
+            for start in range(0, len(planes), chunk):
+                part = slice(start, start + chunk)
+                out[part] = self.network(planes[part].to(device), told).float()
+        return out
+
+
+def _chunk(shape: tuple[int, ...]) -> int:
+    """Planes of (s, L, n) to take at a time."""
+    return max(1, int(2**17 // (shape[1] * shape[2])))
 
 
 def chosen_device(name: str) -> torch.device:
@@ -104,7 +118,7 @@ def _fast_bfloat16(device: torch.device) -> bool:
     )
 
 
-def _joining(lines: int, joined: int) -> tuple[torch.Tensor, torch.Tensor]:
+def joining(lines: int, joined: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Matrices that average every `joined` lines (few, lines) and interpolate back linearly (lines, few)."""
     owner = np.arange(lines) // joined
     narrow = (owner[None, :] == np.arange(owner[-1] + 1)[:, None]).astype(np.float64)
@@ -114,7 +128,7 @@ def _joining(lines: int, joined: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(narrow.astype(np.float32)), torch.from_numpy(widen.astype(np.float32))
 
 
-def _resampler(inner_mm: NDArray[np.float64], fine_mm: NDArray[np.float64]) -> NDArray[np.float32]:
+def resampler(inner_mm: NDArray[np.float64], fine_mm: NDArray[np.float64]) -> NDArray[np.float32]:
     """(inner, fine) matrix: cubic B-spline interpolation, a selection where samples coincide."""
     out = interpolate.bspline(inner_mm, fine_mm)
     out[np.abs(out) < 1e-7] = 0.0

@@ -12,6 +12,7 @@ from slice3d.errors import GeometryError, InputError
 from slice3d.findings import Finding
 from slice3d.grid import Grid
 from slice3d.superres.profile import (
+    MAX_OVERLAP,
     SliceOperator,
     SliceProfile,
     estimate_profile,
@@ -176,6 +177,11 @@ def _profile(
     findings: list[Finding],
 ) -> SliceProfile:
     if isinstance(wanted, SliceProfile):
+        if wanted.fwhm_mm > MAX_OVERLAP * step:
+            raise InputError(
+                f"slice profile is {wanted.fwhm_mm:g} mm wide with slices {step:.3g} mm apart; expected at most "
+                f"{MAX_OVERLAP:g} slice distances; give the thickness of one slice"
+            )
         return wanted
     if wanted == "estimate":
         found = estimate_profile(slices, in_plane_mm, step)

@@ -21,7 +21,15 @@ from slice3d.superres.interpolate import BASELINES
 from slice3d.superres.methods import JOINING, METHODS, Fitted, Method, UpsampleSettings
 from slice3d.superres.profile import SliceOperator, SliceProfile
 from slice3d.superres.quality import Lines, hold_out, sharpness
-from slice3d.superres.stack import Stack, gap_finding, is_fine_enough, make_stack, through_plane_axis
+from slice3d.superres.stack import (
+    ISOTROPY,
+    Stack,
+    gap_finding,
+    is_fine_enough,
+    make_stack,
+    step_of,
+    through_plane_axis,
+)
 from slice3d.superres.uncertainty import calibrate
 from slice3d.volume import Volume, freeze
 
@@ -64,7 +72,7 @@ def upsample(
     volume = stacks[0]
     axis = settings.axis if settings.axis is not None else through_plane_axis(volume.grid)
     if axis is None or is_fine_enough(volume, spacing_mm, axis):
-        return volume.with_findings([_already_fine(volume, spacing_mm)])
+        return volume.with_findings([_already_fine(volume, spacing_mm, axis)])
     start = time.perf_counter()
     stack = make_stack(volume, spacing_mm=spacing_mm, axis=axis, profile=slice_profile)
     chosen, why = _choose(method, stack, settings)
@@ -245,11 +253,15 @@ def _join(
     return joined.with_findings([Finding("superres-method", text, "info", {"method": chosen})])
 
 
-def _already_fine(volume: Volume, spacing_mm: float) -> Finding:
+def _already_fine(volume: Volume, spacing_mm: float, axis: int | None) -> Finding:
     spacing = "×".join(f"{s:.3g}" for s in volume.grid.spacing_mm)
-    text = (
-        f"already near-isotropic ({spacing} mm, asked for {spacing_mm:g} mm): returned unchanged, nothing synthesised"
-    )
+    if axis is None or volume.grid.spacing_mm[axis] <= ISOTROPY * step_of(volume, 0.0, axis):
+        text = f"already near-isotropic ({spacing} mm, asked for {spacing_mm:g} mm)"
+    else:
+        text = (
+            f"{spacing_mm:g} mm was asked for, but the slices lie {volume.grid.spacing_mm[axis]:.3g} mm apart already"
+        )
+    text += ": returned unchanged, nothing synthesised"
     return Finding("superres-not-needed", text, "info", {"spacing_mm": list(volume.grid.spacing_mm)})
 
 

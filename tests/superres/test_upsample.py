@@ -195,6 +195,22 @@ def test_spacing_is_never_finer_than_the_plane_shows():
     assert step_of(thick_volume(slices), 2.0, 2) == 2.0
 
 
+def test_slices_closer_than_asked_for_are_returned_and_said():
+    _, slices, _ = truth_and_slices((24, 20))
+    volume = thick_volume(slices)
+    result = upsample(volume, spacing_mm=12.0)
+    assert result.data is volume.data
+    (finding,) = (f for f in result.findings if f.code == "superres-not-needed")
+    assert finding.message.startswith("12 mm was asked for, but the slices lie 6 mm apart already")
+
+
+def test_an_empty_image_raises_no_doubts():
+    volume = thick_volume(np.zeros((24, 20, 14), dtype=np.float32))
+    fine = upsample(volume, spacing_mm=1.5, method="bspline")
+    assert not fine.data.any()
+    assert "superres-self-check" not in codes(fine)
+
+
 def test_the_axis_is_found_or_named():
     assert through_plane_axis(Grid((4, 5, 6), oblique((5.0, 0.8, 0.9)))) == 0
     assert through_plane_axis(Grid((4, 5, 6), oblique((2.0, 2.0, 2.05)))) is None
@@ -246,6 +262,11 @@ def test_bad_arguments_are_refused_in_one_line():
     cases = [
         ({"method": "magic"}, InputError, "method is 'magic'; expected one of auto"),
         ({"slice_profile": "sinc"}, InputError, "slice profile is 'sinc'"),
+        (
+            {"slice_profile": SliceProfile("gaussian", 40.0)},
+            InputError,
+            r"40 mm wide with slices 6 mm apart; expected at most 3",
+        ),
         ({"spacing_mm": 0.0}, InputError, "spacing is 0.0 mm"),
         ({"spacing_mm": float("nan")}, InputError, "spacing is nan mm"),
         ({"settings": UpsampleSettings(axis=3)}, InputError, "axis is 3"),

@@ -1,11 +1,9 @@
 """Recompute the accuracy figures of a shipped model from its weights, case by case; `ct-torso` unless `--model` says so.
 
     python -m benchmarks.accuracy [--model mr-brain] --data ../shared/data [--quick] [--write] [--pictures docs/pictures]
-        [--siblings RUN]
 
-Held-out cases were never trained on; the phantom is a stylised study with analytic truth. Where the shipped weights saw
-every labelled case, `--siblings` names a folder of `slice3d train --recipe ct-torso --out RUN`, whose
-`without-CASE/package` each left one case out: they are scored on it. `--quick` runs the phantom at a coarser grid and
+Each held-out case is segmented by the one network of the package that was never trained on it; the phantom, a stylised
+study with analytic truth, by all of them. `--quick` runs the phantom at a coarser grid and
 the smallest held-out case only. `--write` stores scores and the reliability calibration in the package's model.json and
 README.md.
 """
@@ -27,7 +25,7 @@ from slice3d.models.package import read_package
 from slice3d.resample import apply_moves, axis_moves, undo_moves
 from slice3d.training import cases, rules
 from slice3d.training.card import card_text
-from slice3d.training.structures import IGNORE, LABELS, VALUES
+from slice3d.training.structures import CONTEXT, IGNORE, LABELS, VALUES
 from slice3d.volume import Segmentation, Volume
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +81,7 @@ def score(result: Segmentation, truth: np.ndarray, skip: tuple[str, ...]) -> dic
     measured = result.metadata.get("reliability", {})
     for name in LABELS.values():
         # a liver holds its tumour, a body everything, in the prediction as in the truth
-        values = {"liver": (1, 10), "body": tuple(LABELS)}.get(name, (VALUES[name],))
+        values = {"liver": (1, 10), "body": (*LABELS, *CONTEXT)}.get(name, (VALUES[name],))
         b = np.isin(truth, values)
         if name in skip or not b.any():
             continue
@@ -106,21 +104,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--pictures", type=Path)
-    parser.add_argument("--siblings", type=Path)
     options = parser.parse_args()
     if options.model in ELSEWHERE:
         importlib.import_module(ELSEWHERE[options.model]).recompute(options)
         return
     package = read_package(PACKAGE)
-    held = list(package.description["training"]["held_out"])
-    runs = [(package, name) for name in (held[:1] if options.quick else held)]
-    left_out = sorted(options.siblings.glob("without-*/package")) if options.siblings else []
-    runs += [(read_package(folder), folder.parent.name.removeprefix("without-")) for folder in left_out]
+    held = [
+        (case, (fold,))
+        for fold, left in enumerate(package.description["training"]["held_out_by_fold"])
+        for case in left
+    ]
     scores: dict[str, Any] = {}
-    for used, name in [*runs, (package, "phantom")]:
+    for name, folds in [*(held[:1] if options.quick else held), ("phantom", None)]:
         volume, truth = phantom(options.quick) if name == "phantom" else held_out(options.data, name)
         started = time.perf_counter()
-        result = Engine(used).predict(volume, settings=InferenceSettings())
+        result = Engine(package, InferenceSettings(folds=folds)).predict(volume)
         scores[name] = score(result, truth, UNSCORED.get(name, ()))
         print(f"\n{name}: {volume!r}, {time.perf_counter() - started:.1f} s")
         for structure, row in scores[name].items():
@@ -135,10 +133,10 @@ def main() -> None:
         json.dumps({"model": package.version, "sha256": package.sha256, "scores": scores}, indent=1) + "\n"
     )
     if options.write and not options.quick:
-        write(scores, [name for used, name in runs if used is not package])
+        write(scores)
 
 
-def write(scores: dict[str, Any], siblings: list[str]) -> None:
+def write(scores: dict[str, Any]) -> None:
     """Scores and calibration into the package. Too few cases for a line per structure: one line for all of them."""
     description = json.loads((PACKAGE / "model.json").read_text())
     pairs = [
@@ -148,32 +146,22 @@ def write(scores: dict[str, Any], siblings: list[str]) -> None:
         for name, row in table.items()
         if "soft_dice" in row and name != "body"
     ]
-    if siblings:
-        rows = {name: scores.pop(name) for name in siblings}
-        version = "run of the recipe without the case"
-        description["training"]["sibling"] = {"version": version, "held_out": siblings, "scores": rows}
     description["scores"] = scores
-    sibling = description["training"].get("sibling")
-    if pairs:  # without a held-out case the calibration of the sibling stays
-        description["reliability"] = {"measure": "soft_dice", "default": calibrate(pairs), "structures": {}}
+    description["reliability"] = {"measure": "soft_dice", "default": calibrate(pairs), "structures": {}}
     (PACKAGE / "model.json").write_text(json.dumps(description, indent=1) + "\n")
     page = ROOT / "docs" / "models.md"
     head, rest = page.read_text().split("<!-- scores:begin -->")
     tail = rest.split("<!-- scores:end -->")[1]
-    filled = table(scores, str(description["version"]), sibling)
+    filled = table(scores)
     page.write_text(f"{head}<!-- scores:begin -->\n{filled}\n<!-- scores:end -->{tail}")
-    (PACKAGE / "README.md").write_text(card_text(list(description["training"]["held_out"]), scores, sibling=sibling))
+    held = [case for left in description["training"]["held_out_by_fold"] for case in left]
+    (PACKAGE / "README.md").write_text(card_text(held, scores))
 
 
-def table(scores: dict[str, Any], version: str, sibling: dict[str, Any] | None = None) -> str:
-    """The Markdown table of docs/models.md: scores on cases that the scored weights were not trained on."""
-    if sibling:
-        scores = {f"{case} ({sibling['version']})": sibling["scores"][case] for case in sibling["held_out"]} | {
-            f"{case} ({version})": rows for case, rows in scores.items()
-        }
+def table(scores: dict[str, Any]) -> str:
+    """The Markdown table of docs/models.md: scores on cases that the scored network was not trained on."""
     names = [n for n in LABELS.values() if any(n in rows for rows in scores.values())]
-    lines = [f"Dice on cases that the version in brackets was not trained on (shipped: {version}):", ""]
-    lines += ["| case | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    lines = ["| case | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     for case, rows in scores.items():
         lines.append(f"| {case} | " + " | ".join(f"{rows[n]['dice']:.3f}" if n in rows else "–" for n in names) + " |")
     return "\n".join(lines)

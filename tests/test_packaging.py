@@ -71,7 +71,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     info = f"slice3d-{__version__}.dist-info/"
     assert {n for n in names if not n.startswith(info)} == _tracked("slice3d")
     for needed in (
-        "slice3d/py.typed", "slice3d/models/packages/ct-torso/weights.safetensors",
+        "slice3d/py.typed", "slice3d/models/packages/ct-torso/weights-0.safetensors",
         "slice3d/models/packages/mr-brain/weights.safetensors",
         "slice3d/viewer/page/report.js", f"{info}licenses/LICENSE",
     ):  # fmt: skip

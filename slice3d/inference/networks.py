@@ -108,8 +108,9 @@ class Networks:
         if self._activation_gib is None:
             shape = (1, len(self.package.channels), *self.package.patch_size)
             size = 4 if self.dtype.itemsize == 4 else 2
-            strides = self.package.network_arguments.get("strides")
-            self._activation_gib = memory.activation_gib(self.folds[0].network, shape, size, strides)
+            network = self.folds[0].network
+            strides = self.package.network_arguments.get("strides") or getattr(network, "strides", None)
+            self._activation_gib = memory.activation_gib(network, shape, size, strides)
         return self._activation_gib
 
 

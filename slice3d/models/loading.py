@@ -29,6 +29,7 @@ ALLOWED = frozenset(
         ),
         f"{_OWN}.PlainConvUNet",
         f"{_OWN}.ResidualEncoderUNet",
+        "slice3d.models.subpixel.SubpixelUNet",
     }
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from slice3d.errors import InputError
 from slice3d.training.cases import Case
 from slice3d.training.rules import contrast_filled
-from slice3d.training.structures import IN_BODY, LABELS, SOFT_TISSUE, SOFT_TISSUE_OR_BONE, VALUES
+from slice3d.training.structures import IN_BODY, LABELS, NO_ORGAN, SOFT_TISSUE, SOFT_TISSUE_OR_BONE, VALUES
 
 Array = NDArray[Any]
 ORGANS = ("liver", "spleen", "kidney_left", "kidney_right", "aorta")
@@ -71,7 +71,10 @@ CHECKED: dict[str, Checked] = {
     "acrin-flt-breast-013": Checked(("liver",), body=False, contrast=True),
     "cmb-crc-01068": Checked(
         body=False, aorta=((68, 33, 25), (200, 900)), contrast=True,
-        grown=(Grown("spleen", ((28, 62), (18, 62), (0, 16)), (75, 260)),),
+        grown=(
+            Grown("spleen", ((28, 62), (18, 62), (0, 16)), (75, 260)),
+            Grown("liver", ((64, 134), (16, 92), (0, 20)), (35, 95)),
+        ),
     ),
     "cort-liver": Checked(
         ("liver", "spleen", "aorta"), leaks={"liver": ((0, 101), _ALL, (99, 999))},
@@ -83,7 +86,7 @@ CHECKED: dict[str, Checked] = {
     "cptac-pda-00189": Checked(ORGANS, contrast=True, leaks={"liver": ((0, 88), _ALL, (43, 999))}),
     "ct-20slices": Checked(
         ("liver",), body=False, aorta=((80, 46, 7), (128, 185)), contrast=True, window_hu={"liver": (60, 175)},
-        leaks={"liver": (_ALL, (86, 999), _ALL)},
+        leaks={"liver": (_ALL, (81, 999), _ALL)}, grown=(Grown("spleen", ((34, 66), (14, 66), (0, 14)), (60, 140)),),
     ),
     "ct-abdomen-contrast": Checked(
         ("liver", "spleen", "kidney_left"), contrast=True,
@@ -97,7 +100,7 @@ CHECKED: dict[str, Checked] = {
 }  # fmt: skip
 """Seen on pictures of eleven planes per case, predictions of version 0.2.0; what is missing was wrong or doubtful."""
 
-_UNCHANGED = 250  # in outlines.npz: what rules on HU say
+_UNCHANGED = 250  # in outlines.npz only: what rules on HU say (elsewhere this number is NO_ORGAN)
 
 
 def confirmed_case(case: Case) -> Case:
@@ -110,7 +113,9 @@ def confirmed_case(case: Case) -> Case:
             f"the confirmed outlines of {case.name} are {outlines.shape} voxels, the prepared case {case.labels.shape}; "
             "prepare it anew at 3 mm from the project's data"
         )
-    labels = np.where(outlines == _UNCHANGED, case.labels, outlines)
+    stored_body = outlines == VALUES["body"]  # drawn before heart, gut and the like were told apart from it
+    labels = np.where(outlines == _UNCHANGED, case.labels, np.where(stored_body, NO_ORGAN, outlines))
+    labels[stored_body & (case.labels == VALUES["bone"])] = VALUES["bone"]  # marrow, which networks took for body
     return Case(case.name, case.image, labels, case.spacing_mm)
 
 

@@ -10,8 +10,7 @@ from slice3d.training.cases import LABELLED, MAPS, UNLABELLED
 from slice3d.training.export import CardFacts
 from slice3d.training.structures import GROUPS
 
-VERSION = "0.4.0"
-"""Of what the recipe makes. The weights that ship are an earlier, longer line (docs/models.md) and go by 0.3.1."""
+VERSION = "0.5.0"
 TISSUES = (
     {"name": "air", "labels": [0], "components": 2},
     {"name": "body", "labels": [9], "components": 6},
@@ -27,30 +26,27 @@ TISSUES = (
 
 
 def training_facts(held_out: Sequence[str]) -> dict[str, Any]:
-    """Every case by name and licence, and how it was used."""
+    """Every case by name and licence, and how it was used. held_out: the case that each network did not see, in order."""
     return {
         "recipe": "slice3d train --recipe ct-torso",
-        "labelled": {name: source.licence for name, source in LABELLED.items() if name not in held_out},
+        "labelled": {name: source.licence for name, source in LABELLED.items()},
         "label_maps_for_synthesis": {name: source.licence for name, source in MAPS.items()},
         "pseudo_labelled": {
             name: {"licence": source.licence, "confirmed": list(CHECKED[name].structures)}
             for name, source in UNLABELLED.items()
         },
         "phantoms": "random stylised phantoms of this project",
-        "held_out": {name: LABELLED[name].licence for name in held_out},
+        "held_out_by_fold": [[name] for name in held_out],
     }
 
 
 def package_facts(
     held_out: Sequence[str], *, scores: Mapping[str, Any] | None = None, reliability: Mapping[str, Any] | None = None,
-    run: Mapping[str, Any] | None = None, sibling: Mapping[str, Any] | None = None,
 ) -> CardFacts:  # fmt: skip
     """Facts and card of the package.
 
-    scores: case → structure → {dice, …}. run: settings, time and hardware. sibling: where every labelled case went into
-    training, the version that was trained without some of them: `{"version", "held_out", "scores"}`.
+    held_out: the case that each of its networks did not see. scores: case → structure → {dice, …}.
     """
-    training = {**training_facts(held_out), **dict(run or {}), **({"sibling": dict(sibling)} if sibling else {})}
     return CardFacts(
         name="ct-torso",
         version=VERSION,
@@ -58,23 +54,16 @@ def package_facts(
         modality=("CT",),
         groups=GROUPS,
         tissues=TISSUES,
-        training=training,
+        training=training_facts(held_out),
         scores=scores or {},
         reliability=reliability or {},
-        card=card_text(held_out, scores or {}, sibling=sibling),
+        card=card_text(held_out, scores or {}),
     )
 
 
-def card_text(held_out: Sequence[str], scores: Mapping[str, Any], *, sibling: Mapping[str, Any] | None = None) -> str:
+def card_text(held_out: Sequence[str], scores: Mapping[str, Any]) -> str:
     """README.md of the package."""
     facts = training_facts(held_out)
-    whose = "Scores on cases it was not trained on"
-    if sibling:
-        held_out, scores = list(sibling["held_out"]), dict(sibling["scores"])
-        whose = (
-            f"Scores of a {sibling['version']} (these weights saw every labelled case, so there is none left to score "
-            "them on)"
-        )
     rows = [
         f"| {case} | {structure} | {value['dice']:.3f} |"
         for case, table in scores.items()
@@ -87,21 +76,23 @@ def card_text(held_out: Sequence[str], scores: Mapping[str, Any], *, sibling: Ma
         f"- {name}: {entry['licence']}; confirmed: {', '.join(entry['confirmed']) or 'nothing but HU rules'}"
         for name, entry in facts["pseudo_labelled"].items()
     ]
-    held = [f"- {name}: {licence}" for name, licence in facts["held_out"].items()]
+    held = [f"- network {number}: {name}" for number, name in enumerate(held_out)]
     return "\n".join(
         [
             "# ct-torso", "",
-            "Liver, spleen, kidneys, lungs, bone, aorta, body and liver tumour on CT, 3 mm, one 3D U-Net. Trained from "
-            "very little: a handful of real scans and CT painted from label maps. Not a medical device: look at every "
-            "outline before you use it.", "",
-            f"## {whose}", "",
+            f"Liver, spleen, kidneys, lungs, bone, aorta, body and liver tumour on CT, 3 mm: {len(held)} 3D U-Nets whose "
+            "scores are averaged. Trained from very little: a handful of real scans and CT painted from label maps. Not a "
+            "medical device: look at every outline before you use it.", "",
+            "## Scores on cases they were not trained on", "",
+            "Each case by the one network that never saw it. The average of them, which is what runs by default, cannot be "
+            "scored on these cases.", "",
             "| case | structure | Dice |", "|---|---|---|", *rows, "",
             "The liver tumour class was trained on synthetic tumours only and has not been tested on a real one: treat "
             "what it finds, and what it does not find, as a guess.", "",
             "## Trained on", "", "Labelled CT:", *trained, "", "Label maps from which CT was painted:", *maps, "",
-            "CT without labels (rules on HU for lungs, bone and body; network outlines confirmed by eye, the rest left "
-            "open):", *pseudo, "", "Random stylised phantoms made by this project's code.", "",
-            "Held out:", *(held or ["- nothing (see the scores above)"]), "",
+            "CT without labels (rules on HU for lungs, bone and body; outlines confirmed by eye, the rest left open):",
+            *pseudo, "", "Random stylised phantoms made by this project's code.", "",
+            "Held out of one network each:", *held, "",
             "`docs/models.md` has the method, the pictures and the limits. Weights: CC BY 4.0, with attribution to the "
             "sources above.", "",
         ]

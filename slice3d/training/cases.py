@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from slice3d.errors import InputError
 from slice3d.grid import Grid
-from slice3d.training.structures import IGNORE, SCHEMES, VALUES
+from slice3d.training.structures import IGNORE, NO_ORGAN, SCHEMES, VALUES
 
 Array = NDArray[Any]
 
@@ -149,9 +149,10 @@ def labelled_case(root: Path, name: str, *, spacing_mm: tuple[float, float, floa
     labels = respaced_labels(mapped(values.astype(np.int32), source.scheme), old, spacing_mm)
     hu = np.rint(respaced(np.maximum(image, -1024), old, spacing_mm)).astype(np.int16)
     ruled = rules.label(hu, spacing_mm)
-    out = rules.with_body(labels, ruled)
+    # the atlas of spl names less than the others do: what it leaves out may be heart, muscle or vessel
+    out = rules.with_body(labels, ruled, rest=NO_ORGAN if name == "spl" else VALUES["body"])
     if name == "spl":
-        out = rules.with_lungs(out, labels, ruled)
+        out = rules.with_open_bone(rules.with_lungs(out, labels, ruled), labels, ruled)
     if name == "ts-example":
         out = rules.distrust_border(out, labels)
     return Case(name, hu, out, spacing_mm)

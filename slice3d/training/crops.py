@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from slice3d.errors import InputError
-from slice3d.training.losses import FIRST_PARTIAL
 from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
 
 Array = NDArray[Any]
@@ -67,21 +66,23 @@ class CropDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         size = tuple(int(np.ceil(n * margin)) for n in self.settings.patch_size)
         how = self.settings.intensity
         air = how.clip[0] if how.scheme == "clip_zscore" else float(image.min())
-        hu, truth = _crop(image, labels, size, rng, air=air)
+        hu, truth = _crop(image, labels, size, rng, air=air, wanted=max(self.settings.labels))
+        if self.settings.augment.organs and rng.random() < 0.5:
+            _recolour(hu, truth, self.settings.augment.organs, rng, scale=how.std if how.scheme == "clip_zscore" else 1)
         if rng.random() < self.settings.augment.cut_field_of_view:
             _cut(hu, truth, rng, air=air)
         return _augmented(self.transforms, normalised(hu, how), truth, rng)
 
 
 def _crop(
-    image: Array, labels: Array, size: Sequence[int], rng: np.random.Generator, *, air: float
+    image: Array, labels: Array, size: Sequence[int], rng: np.random.Generator, *, air: float, wanted: int
 ) -> tuple[Array, Array]:
-    """A box of `size` around a voxel of a random class (two of three times) or anywhere; air outside the volume."""
+    """A box of `size` around a voxel of a random class up to `wanted` (two of three times) or anywhere; air outside."""
     centre = np.array([rng.integers(n) for n in labels.shape])
     if rng.random() < 0.67:
         thin = labels[::3, ::3, ::3]
         values = np.unique(thin)
-        values = values[(values > 0) & (values < FIRST_PARTIAL)]
+        values = values[(values > 0) & (values <= wanted)]
         if len(values):
             spots = np.flatnonzero(thin.ravel() == rng.choice(values))
             spot = np.unravel_index(int(rng.choice(spots)), thin.shape)
@@ -98,6 +99,16 @@ def _crop(
     target = tuple(slice(s.start - a, s.stop - a) for s, a in zip(source, start, strict=True))
     hu[target], truth[target] = image[source], labels[source]
     return hu, truth
+
+
+def _recolour(hu: Array, truth: Array, spread: Mapping[int, float], rng: np.random.Generator, *, scale: float) -> None:
+    """Shift the intensity of each structure by an amount of its own, fading over a voxel: another contrast phase."""
+    from scipy import ndimage
+
+    offsets = np.zeros(256, np.float32)
+    for label, deviation in spread.items():
+        offsets[label] = scale * deviation * rng.normal()
+    hu += ndimage.uniform_filter(offsets[truth], 3)
 
 
 def _cut(hu: Array, truth: Array, rng: np.random.Generator, *, air: float) -> None:

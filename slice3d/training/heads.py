@@ -6,9 +6,13 @@ from typing import Any
 
 import torch
 
+from slice3d.models.subpixel import SubpixelUNet
+
 
 class AuxiliaryHeads(torch.nn.Module):
     """A MONAI `UNet` with a 1×1×1 classifier on the output of each decoder level but the finest and the deepest.
+
+    A `SubpixelUNet` has one on each decoder level, the finest included: that one is half as fine as the output.
 
     In training mode `forward` returns the list [finest, next coarser, …]: level n has every 2ⁿ-th voxel. In evaluation
     mode it is the network alone. `network` is what is exported.
@@ -19,6 +23,12 @@ class AuxiliaryHeads(torch.nn.Module):
         self.network = network
         self._seen: list[torch.Tensor] = []
         self.heads = torch.nn.ModuleList()
+        if isinstance(network, SubpixelUNet):
+            ups = list(network.inner.upsamples)[-levels:]
+            for up, width in zip(reversed(ups), network.filters, strict=False):
+                up.register_forward_hook(self._keep)
+                self.heads.append(torch.nn.Conv3d(width, network.training_channels, 1))
+            return
         block: Any = network.model  # Sequential(down, SkipConnection(deeper block), up)
         classes = int(network.out_channels)  # type: ignore[arg-type]
         for _ in range(levels):

@@ -11,7 +11,7 @@ FIRST_PARTIAL = 250
 
 
 class PartialDiceCE(torch.nn.Module):
-    """Soft Dice on the voxels whose class is known, marginal cross-entropy on all.
+    """Soft Dice of each class on the voxels where it is known whether they are of it, marginal cross-entropy on all.
 
     partial: label number (≥ 250) → classes possible there; a voxel of such a label costs −log of their summed
     probability (Shi et al. 2021, doi:10.1016/j.media.2021.101979). Classes absent from the crop add no Dice term: their
@@ -23,35 +23,33 @@ class PartialDiceCE(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.classes = classes
-        self.partial = {v: c for v, c in (partial or {}).items() if len(c) < classes}
+        kept = {value: tuple(c for c in allowed if c < classes) for value, allowed in (partial or {}).items()}
+        self.partial = {value: allowed for value, allowed in kept.items() if 0 < len(allowed) < classes}
         self.smooth = smooth
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """logits: (B, C, …). labels: (B, …) integers. Returns a scalar."""
-        if logits.device.type == "cpu" and int(labels.max()) < FIRST_PARTIAL:
+        if int(labels.max()) < FIRST_PARTIAL:
             return _DiceCE.apply(logits, labels, self.smooth)  # type: ignore[no-any-return,no-untyped-call]
-        flat_logits = logits.movedim(1, -1).reshape(-1, self.classes).float()
-        scores = flat_logits - torch.logsumexp(flat_logits, dim=1, keepdim=True)  # 4 × faster than log_softmax on CPU
-        flat = labels.reshape(-1).long()
-        known = (flat < FIRST_PARTIAL).to(scores)
-        truth = torch.where(flat < FIRST_PARTIAL, flat, 0)
-        chosen = scores.gather(1, truth[:, None])[:, 0]
-        total, count = -(chosen @ known), float(known.sum())
-        for value, allowed in self.partial.items():
-            where = torch.nonzero(flat == value)[:, 0]
-            if len(where):
-                total = total - torch.logsumexp(scores.index_select(0, where)[:, list(allowed)], dim=1).sum()
-                count += len(where)
-        return total / max(1.0, count) + self._dice(scores.exp(), chosen.exp() * known, truth, known)
+        return _PartialDiceCE.apply(logits, labels, self._allowed(), self.smooth)  # type: ignore[no-any-return,no-untyped-call]
 
-    def _dice(self, shares: torch.Tensor, hit: torch.Tensor, truth: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        sums = known @ shares
-        hits = torch.zeros_like(sums).index_add(0, truth, hit)
-        sizes = torch.zeros_like(sums).index_add(0, truth, known)
-        present = sizes > 0
-        present[0] = False
-        dice = (2 * hits + self.smooth) / (sums + sizes + self.smooth)
-        return 1 - dice[present].mean() if bool(present.any()) else sums.sum() * 0
+    def _allowed(self) -> torch.Tensor:
+        """(256, C) 1.0 where a label number leaves a class possible; numbers that say nothing leave them all."""
+        table = torch.ones((256, self.classes))
+        table[: self.classes] = torch.eye(self.classes)
+        for value, classes in self.partial.items():
+            table[value] = 0.0
+            table[value, list(classes)] = 1.0
+        return table
+
+
+def _shares(logits: torch.Tensor) -> torch.Tensor:
+    """(B, C, …) → (voxels, C) float32 softmax; torch's own of so few values in a row takes longer on a CPU."""
+    classes = logits.shape[1]
+    share = torch.empty((logits.numel() // classes, classes), device=logits.device)
+    share.copy_(logits.movedim(1, -1).reshape(-1, classes))
+    share.sub_(share.amax(1, keepdim=True)).exp_()
+    return share.mul_((share @ torch.ones(classes, device=share.device)).reciprocal_()[:, None])
 
 
 class _DiceCE(torch.autograd.Function):
@@ -63,11 +61,7 @@ class _DiceCE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, smooth: float) -> torch.Tensor:
-        classes = logits.shape[1]
-        share = torch.empty((labels.numel(), classes))  # torch's own softmax of so few values in a row takes longer
-        share.copy_(logits.movedim(1, -1).reshape(-1, classes))
-        share.sub_(share.amax(1, keepdim=True)).exp_()
-        share.mul_((share @ torch.ones(classes)).reciprocal_()[:, None])
+        share = _shares(logits)
         truth = labels.reshape(-1, 1).long()
         hit = share.gather(1, truth)
         sums = share.sum(0)
@@ -94,6 +88,56 @@ class _DiceCE(torch.autograd.Function):
         out = (share * common).addcmul_(share, ctx.by_sum)
         out.scatter_add_(1, truth, mine - 1 / len(share)).mul_(gradients[0])
         return out.to(ctx.dtype).reshape(ctx.shape).movedim(-1, 1), None, None
+
+
+class _PartialDiceCE(torch.autograd.Function):
+    """`PartialDiceCE` where some voxels are known in part only, with its gradient written out."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, table: torch.Tensor, smooth: float
+    ) -> torch.Tensor:
+        classes = logits.shape[1]
+        share = _shares(logits)
+        flat = labels.reshape(-1).long()
+        table = table.to(share.device)
+        said = (table.sum(1) < classes)[flat].float()  # voxels about which anything is known
+        known = (flat < FIRST_PARTIAL).float()
+        # a class that a partial label rules out is a false positive there: else borders would creep into such voxels
+        told = 1 - table
+        told[:FIRST_PARTIAL] = 1.0
+        told = told[flat]
+        truth = torch.where(flat < FIRST_PARTIAL, flat, 0)[:, None]
+        possible = share * table[flat]
+        chance = (possible @ torch.ones(classes, device=share.device)).clamp_min_(torch.finfo(torch.float32).tiny)
+        count = max(1.0, float(said.sum()))
+        sums = (share * told).sum(0)
+        hits, sizes = (
+            torch.zeros_like(sums).index_add(0, truth[:, 0], t) for t in (share.gather(1, truth)[:, 0] * known, known)
+        )
+        present = sizes > 0
+        present[0] = False
+        below = sums + sizes + smooth
+        terms = max(1, int(present.sum()))
+        by_sum = torch.where(present, (2 * hits + smooth) / below**2 / terms, 0)
+        by_hit = torch.where(present, -2 / below / terms, 0)
+        ctx.save_for_backward(share, possible, chance, said / count, known, told, truth, by_sum, by_hit)
+        ctx.shape, ctx.dtype = logits.movedim(1, -1).shape, logits.dtype
+        dice = ((2 * hits + smooth) / below)[present]
+        entropy = -(chance.log() @ said) / count
+        return entropy + (1 - dice.mean() if len(dice) else 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        share, possible, chance, weight, known, told, truth, by_sum, by_hit = ctx.saved_tensors
+        mine = share.gather(1, truth) * by_hit[truth[:, 0], None] * known[:, None]
+        slope = told * by_sum
+        common = (weight - (share * slope).sum(1))[:, None] - mine
+        out = share * common
+        out.addcmul_(possible, (-weight / chance)[:, None])
+        out.addcmul_(share, slope)
+        out.scatter_add_(1, truth, mine).mul_(gradients[0])
+        return out.to(ctx.dtype).reshape(ctx.shape).movedim(-1, 1), None, None, None
 
 
 class DeepSupervision(torch.nn.Module):

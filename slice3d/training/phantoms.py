@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slice3d.training.cases import Case
-from slice3d.training.structures import VALUES
+from slice3d.training.structures import NO_ORGAN, VALUES
 
 SEED_OFFSET = 5000
 """Keeps the training patients apart from every seed that the samples and the tests use."""
@@ -23,7 +23,7 @@ def phantom_case(seed: int, *, spacing_mm: tuple[float, float, float]) -> Case:
     axes, flips = axis_moves(made.volume.grid, "RAS")
     table = np.zeros(256, np.uint8)
     for value, name in made.segmentation.names.items():
-        table[value] = VALUES[name]
+        table[value] = VALUES[name] if name != "body" else NO_ORGAN
     labels = table[apply_moves(made.segmentation.labels, axes, flips)]
     image = np.ascontiguousarray(apply_moves(made.volume.data, axes, flips))
     return Case(f"phantom-{seed}", image.astype(np.int16), np.ascontiguousarray(labels), spacing_mm)

@@ -104,6 +104,7 @@ def label(hu: Array, spacing_mm: tuple[float, ...]) -> Array:
     fringe = ndimage.binary_closing(np.pad(sure, 4), iterations=3)[4:-4, 4:-4, 4:-4] & body & (hu > -20)
     out[fringe & (out == SOFT_TISSUE)] = SOFT_TISSUE_OR_BONE
     out[sure & (hu > 450)] = _BONE
+    out[marrow(hu, sure, spacing_mm) & np.isin(out, (SOFT_TISSUE, SOFT_TISSUE_OR_BONE))] = _BONE
     # the edges of a lung are air that its smooth mask leaves out: only air far from lungs is surely none
     lung_edge = ndimage.binary_dilation(left | right, iterations=4)
     out[air & lung_edge] = IGNORE
@@ -112,6 +113,32 @@ def label(hu: Array, spacing_mm: tuple[float, ...]) -> Array:
     rim = body ^ ndimage.binary_erosion(body, iterations=1)
     out[rim & (out == SOFT_TISSUE)] = NOT_LUNG_OR_BONE
     return out
+
+
+def marrow(hu: Array, bone: Array, spacing_mm: tuple[float, ...], *, largest_cm2: float = 20.0) -> Array:
+    """What compact bone encloses slice by slice, but for the spinal canal, which is darker than 60 HU.
+
+    bone: sure bone. Its shell is what exceeds 180 HU beside it. Holes larger than `largest_cm2` are no marrow: a skull
+    holds a brain, a pelvis its organs.
+    """
+    from scipy import ndimage
+
+    near = ndimage.binary_dilation(bone, iterations=4)
+    shell = bone | (near & (hu > 180))
+    limit = 100 * largest_cm2 / (spacing_mm[0] * spacing_mm[1])
+    out = np.zeros(hu.shape, bool)
+    for k in range(hu.shape[2]):
+        plane = np.pad(shell[:, :, k], 2)
+        closed = ndimage.binary_closing(plane, iterations=1)
+        holes, n = ndimage.label((ndimage.binary_fill_holes(closed) & ~plane)[2:-2, 2:-2])
+        if n:
+            small = np.flatnonzero(np.bincount(holes.ravel())[1:] <= limit) + 1
+            out[:, :, k] = np.isin(holes, small)
+    smooth = ndimage.gaussian_filter(hu.astype(np.float32), 0.7)
+    kept: Array = (out & (smooth > 60)) | (
+        shell & ndimage.binary_dilation(out, iterations=1) & ndimage.binary_dilation(bone, iterations=1)
+    )
+    return kept
 
 
 def contrast_filled(hu: Array, spacing_mm: tuple[float, ...]) -> Array:
@@ -125,11 +152,18 @@ def contrast_filled(hu: Array, spacing_mm: tuple[float, ...]) -> Array:
     return grown[1:-1, 1:-1, 1:-1] if core.any() else np.zeros(hu.shape, bool)
 
 
-def with_body(labels: Array, ruled: Array) -> Array:
-    """Fully labelled organs over a ruled body: what the annotator left 0 inside the body is `body`."""
+def with_body(labels: Array, ruled: Array, *, rest: int = _BODY) -> Array:
+    """Labelled organs over a ruled body: what the annotator left 0 inside the body is `rest`."""
     out = labels.copy()
     inside = (ruled != 0) & (labels == 0)
-    out[inside] = _BODY
+    out[inside] = rest
+    return out
+
+
+def with_open_bone(labels: Array, annotated: Array, ruled: Array) -> Array:
+    """Labels of an annotator who drew some bones only: what else may be one stays open."""
+    out = labels.copy()
+    out[(annotated == 0) & ((ruled == _BONE) | (ruled == SOFT_TISSUE_OR_BONE))] = SOFT_TISSUE_OR_BONE
     return out
 
 

@@ -89,7 +89,10 @@ def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> 
     """The settings of a run of this plan."""
     defaults: dict[str, Any] = {"steps": 1000, "batch_size": 2, "lr": 1e-3, "seed": options.seed}
     given = dict(options.train or {})
-    augment = AugmentSettings(cut_field_of_view=0.0, **dict(options.augment or {}))
+    changes = dict(options.augment or {})
+    if "organs" in changes:  # TOML has text for keys
+        changes["organs"] = {int(label): float(spread) for label, spread in changes["organs"].items()}
+    augment = AugmentSettings(cut_field_of_view=0.0, **changes)
     return TrainSettings(
         network=plan.network,
         arguments=plan.arguments,

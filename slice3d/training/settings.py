@@ -36,13 +36,16 @@ class AugmentSettings:
     low_resolution: float = 0.25
     cut_field_of_view: float = 0.25
     flip_axes: tuple[int, ...] = ()
+    organs: Mapping[int, float] = field(default_factory=dict)
+    """Label → standard deviation of a shift of its intensity, drawn for half of the crops: another contrast phase."""
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """One run: network, patch, schedule and seed. Learning rate warms up, then falls as half a cosine to `lr_end`.
 
-    deep_supervision: add auxiliary heads to a MONAI `UNet`; networks with their own (DynUNet) say so in `arguments`.
+    context: classes behind `labels` that are learned too and not exported. deep_supervision: add auxiliary heads to a
+    MONAI `UNet` or a `SubpixelUNet`; networks with their own (DynUNet) say so in `arguments`.
     """
 
     network: str
@@ -51,6 +54,7 @@ class TrainSettings:
     patch_size: Triple
     spacing_mm: tuple[float, float, float]
     steps: int
+    context: Mapping[int, str] = field(default_factory=dict)
     intensity: IntensitySettings = field(default_factory=IntensitySettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     batch_size: int = 1
@@ -68,8 +72,15 @@ class TrainSettings:
     threads: int = 2
     precision: str = "bf16-mixed"
 
+    @property
+    def classes(self) -> int:
+        """How many classes are told apart while training, background included."""
+        return 1 + len(self.labels) + len(self.context)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         out = asdict(self)
         out["labels"] = {str(k): v for k, v in self.labels.items()}
+        out["context"] = {str(k): v for k, v in self.context.items()}
+        out["augment"]["organs"] = {str(k): v for k, v in self.augment.organs.items()}
         return out

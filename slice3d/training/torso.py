@@ -1,4 +1,4 @@
-"""The recipe of `ct-torso`: cases, synthesis, three stages, the last one also without each held-out case, the package."""
+"""The recipe of `ct-torso`: cases, synthesis, three stages, the last one without each held-out case in turn, the package."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from slice3d.errors import InputError
 from slice3d.progress import Progress, silent
 from slice3d.training import cases
 from slice3d.training.annotate import Checked, confirmed_case, refine
 from slice3d.training.cases import LABELLED, MAPS, UNLABELLED, Case
-from slice3d.training.settings import AugmentSettings, TrainSettings
-from slice3d.training.structures import LABELS
+from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
+from slice3d.training.structures import CONTEXT, LABELS, VALUES
+from slice3d.training.synthesis import Deformation
 
 FINE_MM = (3.0, 3.0, 3.0)
 COARSE_MM = (4.5, 4.5, 4.5)
 HELD_OUT = ("s0009", "spl")
+COARSE_MIX = {"labelled": 0.12, "confirmed": 0.26, "ruled": 0.06, "synth": 0.50, "phantom": 0.06}
+LONG_MIX = {"labelled": 0.14, "confirmed": 0.32, "ruled": 0.06, "synth": 0.34, "phantom": 0.14}
+FINAL_MIX = {"labelled": 0.22, "confirmed": 0.30, "synth": 0.24, "phantom": 0.24}
+"""How often each kind of case is drawn, in the three stages."""
 ORDER = ("s0011", "s0001", "s0004", "s0006", "s0011", "s0004", "s0001", "s0011", "s0004", "s0006", "s0000", "s0011",
          "s0004")  # fmt: skip
 """Which label map synthetic case n is painted from (n modulo the length): whole trunks more often."""
@@ -28,33 +34,39 @@ ORDER = ("s0011", "s0001", "s0004", "s0006", "s0011", "s0004", "s0001", "s0011",
 class Recipe:
     """How much of everything."""
 
-    synthetic: int = 119
+    synthetic: int = 143
     phantoms: int = 48
-    coarse_steps: int = 1300
-    long_steps: int = 4400
-    final_steps: int = 800
+    coarse_steps: int = 5500
+    long_steps: int = 5000
+    final_steps: int = 1660
     held_out: tuple[str, ...] = HELD_OUT
-    workers: int = 1
+    workers: int = 0
     threads: int = 1
 
 
 _NETWORK: dict[str, Any] = {
-    "network": "monai.networks.nets.UNet",
+    "network": "slice3d.models.subpixel.SubpixelUNet",
     "arguments": {
-        "spatial_dims": 3, "in_channels": 1, "out_channels": len(LABELS) + 1, "channels": [32, 64, 128, 192, 256],
-        "strides": [2, 2, 2, 2], "num_res_units": 2, "norm": ["GROUP", {"num_groups": 1}],
+        "in_channels": 1, "out_channels": len(LABELS) + 1, "filters": [32, 64, 128, 256],
+        "context": len(CONTEXT), "context_of": VALUES["body"],
     },
     "labels": LABELS,
+    "context": CONTEXT,
     "deep_supervision": True,
 }  # fmt: skip
-_AUGMENT = AugmentSettings(cut_field_of_view=0.1, low_resolution=0.1, rotate_deg=6, scale=0.12)
+_PHASE_HU = {"liver": 20, "spleen": 25, "kidney_left": 45, "kidney_right": 45, "lung_left": 20, "lung_right": 20, "bone": 30,
+             "aorta": 60, "liver_tumor": 15, "heart": 40, "gut": 25, "vessel": 40, "muscle": 8, "other": 20}  # fmt: skip
+_AUGMENT = AugmentSettings(
+    cut_field_of_view=0.2, low_resolution=0.1, rotate_deg=7, scale=0.14,
+    organs={VALUES[name]: hu / IntensitySettings().std for name, hu in _PHASE_HU.items()},
+)  # fmt: skip
 
 
 def coarse_settings(recipe: Recipe) -> TrainSettings:
-    """4.5 mm voxels: a third of the work per step while the network learns where organs are."""
+    """4.5 mm voxels: less than half of the work per step while the network learns where organs are."""
     return TrainSettings(
         **_NETWORK, patch_size=(80, 64, 64), spacing_mm=COARSE_MM, steps=recipe.coarse_steps, augment=_AUGMENT,
-        workers=recipe.workers, threads=recipe.threads, lr=1.5e-3, validate_every=250,
+        workers=recipe.workers, threads=recipe.threads, lr=1.5e-3, lr_end=2e-4, validate_every=1000,
     )  # fmt: skip
 
 
@@ -62,14 +74,19 @@ def long_settings(recipe: Recipe) -> TrainSettings:
     """3 mm voxels: where its borders are. Narrow fields of view are common in what people send."""
     return TrainSettings(
         **_NETWORK, patch_size=(112, 80, 80), spacing_mm=FINE_MM, steps=recipe.long_steps,
-        augment=replace(_AUGMENT, cut_field_of_view=0.25), workers=recipe.workers, threads=recipe.threads, lr=7e-4,
-        warmup=60, ema=0.99, seed=5, validate_every=1000,
+        augment=replace(_AUGMENT, cut_field_of_view=0.35), workers=recipe.workers, threads=recipe.threads, lr=8e-4,
+        lr_end=1e-4, warmup=60, ema=0.995, seed=5, validate_every=1000,
     )  # fmt: skip
 
 
 def final_settings(recipe: Recipe) -> TrainSettings:
     """3 mm, slowly, with more phantoms."""
-    return replace(long_settings(recipe), steps=recipe.final_steps, lr=3e-4, warmup=20, seed=7)
+    return replace(
+        long_settings(recipe), steps=recipe.final_steps, lr=4e-4, lr_end=1e-5, warmup=20, seed=7
+    )  # fmt: skip
+
+
+_WARP = Deformation(scale=0.12, rotation_deg=9.0, elastic_mm=9.0)
 
 
 def synthetic_case(atlas: Any, number: int) -> Case:
@@ -82,7 +99,7 @@ def synthetic_case(atlas: Any, number: int) -> Case:
         int(rng.integers(44, 52)) * 2,
         int(rng.choice([32, 48, 56, 64])) * 2,
     )
-    return cases.cropped_to_body(synthesise(atlas, seed=number, shape=shape))
+    return cases.cropped_to_body(synthesise(atlas, seed=number, shape=shape, deformation=_WARP))
 
 
 def prepare_pool(data: Path, folder: Path, recipe: Recipe, *, progress: Progress = silent) -> None:
@@ -146,8 +163,8 @@ def train_torso(
 ) -> Path:  # fmt: skip
     """Run the recipe and return the package's folder. Each part goes on where an interrupted run left it.
 
-    The first two stages see no held-out case; the last one is run without each of them, for an honest score
-    (`out/without-NAME/package`), and then with all: that is what ships.
+    The first two stages see no held-out case; the last one is run once without each of them. All these networks ship, as
+    the folds of one package: each held-out case can be scored by the one network that never saw it.
     """
     from slice3d.training.card import package_facts
     from slice3d.training.crops import Pool
@@ -157,33 +174,29 @@ def train_torso(
     from slice3d.training.validate import WholeVolumes
 
     recipe = recipe or Recipe()
+    if not recipe.held_out:
+        raise InputError("no held-out case; expected at least one: each network of the package leaves one out")
     pool = out / "pool"
     prepare_pool(data, pool, recipe, progress=progress)
     coarse, long, final = (make(recipe) for make in (coarse_settings, long_settings, final_settings))
     report(
         f"{coarse.steps} steps at {COARSE_MM[0]} mm, {long.steps} at {FINE_MM[0]} mm, then {final.steps} without each of "
-        f"{', '.join(recipe.held_out) or 'nothing'} and with all"
+        f"{', '.join(recipe.held_out)}"
     )
 
-    def train(
-        name: str, how: TrainSettings, weights: Mapping[str, float], without: tuple[str, ...], **more: Any
-    ) -> Path:
+    def train(name: str, how: TrainSettings, mix: Mapping[str, float], without: tuple[str, ...]) -> Path:
         level = "coarse" if how is coarse else "fine"
-        drawn = Pool({pool / level / group: w for group, w in weights.items()}, without=without)
-        return fit(drawn, how, out / name, processes=processes, progress=progress, **more)
+        drawn = Pool({pool / level / group: weight for group, weight in mix.items()}, without=without)
+        watched = [cases.load_case(pool / level / "labelled", held) for held in without]
+        watch = WholeVolumes(watched, how) if watched else None
+        return fit(drawn, how, out / name, validate=watch, processes=processes, progress=progress)
 
-    first = train("coarse", coarse, {"labelled": 0.14, "ruled": 0.2, "synth": 0.6, "phantom": 0.08}, recipe.held_out)
+    first = train("coarse", coarse, COARSE_MIX, recipe.held_out)
     warm_start(first, out / "long")
-    mix = {"labelled": 0.24, "confirmed": 0.24, "ruled": 0.10, "synth": 0.28, "phantom": 0.24}
-    second = train("long", long, mix, recipe.held_out)
-    mix = {"labelled": 0.24, "confirmed": 0.24, "synth": 0.14, "phantom": 0.38}
+    second = train("long", long, LONG_MIX, recipe.held_out)
+    last = []
     for name in recipe.held_out:
-        folder = out / f"without-{name}"
-        warm_start(second, folder)
-        watch = WholeVolumes([cases.load_case(pool / "fine" / "labelled", name)], final)
-        last = train(folder.name, final, mix, (name,), validate=watch)
-        export(last, final, package_facts((name,)), folder / "package")
-    warm_start(second, out / "final")
-    last = train("final", final, mix, ())
-    draw_stages([out / "coarse", out / "long", out / "final"], out / "learning-curves.png")
-    return export(last, final, package_facts(()), out / "package")
+        warm_start(second, out / f"without-{name}")
+        last.append(train(f"without-{name}", final, FINAL_MIX, (name,)))
+    draw_stages([out / "coarse", out / "long", out / f"without-{recipe.held_out[0]}"], out / "learning-curves.png")
+    return export(last, final, package_facts(recipe.held_out), out / "package")

@@ -65,6 +65,10 @@ class WholeVolumes:
         scores = {}
         for case in self.cases:
             predicted = probabilities(network, case.image, self.settings).argmax(0).numpy().astype(np.uint8)
-            for value, dice in dice_by_class(predicted, case.labels, list(self.settings.labels)).items():
+            truth = case.labels
+            if self.settings.context:  # in use these count to one of the classes
+                merged = int(self.settings.arguments.get("context_of", 0))
+                truth = np.where(np.isin(truth, list(self.settings.context)), merged, truth)
+            for value, dice in dice_by_class(predicted, truth, list(self.settings.labels)).items():
                 scores[f"{case.name}/{self.settings.labels[value]}"] = dice
         return scores

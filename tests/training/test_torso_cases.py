@@ -9,7 +9,7 @@ from slice3d.errors import InputError
 from slice3d.training import cases
 from slice3d.training.annotate import CHECKED, ORGANS, confirmed_case
 from slice3d.training.cases import LABELLED, MAPS, UNLABELLED
-from slice3d.training.structures import VALUES
+from slice3d.training.structures import LABELS, VALUES
 
 pytestmark = pytest.mark.real
 SPACING = (3.0, 3.0, 3.0)
@@ -42,7 +42,7 @@ def test_stored_outlines_fit_their_case_and_hold_what_was_confirmed(data: Path) 
 def test_atlas_case_has_organs_of_human_size_on_their_sides(data: Path) -> None:
     case = cases.labelled_case(data, "spl", spacing_mm=SPACING)
     middle = {
-        name: np.argwhere(case.labels == value).mean(axis=0) for name, value in VALUES.items() if name != "liver_tumor"
+        name: np.argwhere(case.labels == value).mean(axis=0) for value, name in LABELS.items() if name != "liver_tumor"
     }
     for right, left in (("liver", "spleen"), ("kidney_right", "kidney_left"), ("lung_right", "lung_left")):
         assert middle[right][0] > middle[left][0], f"{right} must lie towards R, the end of axis i"

@@ -10,7 +10,7 @@ from slice3d.training.annotate import Checked
 from slice3d.training.cases import Case
 from slice3d.training.crops import CropDataset, Pool
 from slice3d.training.settings import AugmentSettings, TrainSettings
-from slice3d.training.structures import LABELS, PARTIAL, VALUES
+from slice3d.training.structures import CONTEXT, LABELS, NO_ORGAN, PARTIAL, VALUES
 
 SPACING = (3.0, 3.5, 4.0)
 
@@ -63,6 +63,26 @@ def test_partial_labels_never_exclude_the_truth() -> None:
             assert np.isin(truth[where], allowed).mean() > 0.99, value
 
 
+def test_marrow_inside_compact_bone_is_bone_but_canal_brain_and_pelvis_are_not() -> None:
+    shape = (90, 80, 20)
+    i, j = np.indices(shape[:2])
+    hu = np.full(shape, 40, np.int16)
+    rings = {
+        "vertebra": ((25, 25), 7, 100),  # marrow of an old patient, inside a shell
+        "canal": ((25, 50), 4, 30),
+        "skull": ((60, 40), 18, 90),  # a hundred square centimetres: a brain with contrast, say
+    }
+    for centre, radius, inside in rings.values():
+        away = np.hypot(i - centre[0], j - centre[1])
+        hu[(away < radius + 2) & (away >= radius)] = 700
+        hu[away < radius] = inside
+    found = rules.marrow(hu, hu > 450, SPACING)
+    for name, (centre, radius, _) in rings.items():
+        core = np.hypot(i - centre[0], j - centre[1]) < radius - 2
+        assert found[core].mean() == (1 if name == "vertebra" else 0), name
+    assert not found[:5].any()
+
+
 @pytest.fixture(scope="module")
 def atlas() -> object:
     from slice3d.training.synthesis import make_atlas
@@ -95,7 +115,7 @@ def test_synthesis_keeps_sides_and_tissue_order_and_is_reproducible(atlas: objec
         # marrow may be fat: the compact shell is what is always denser
         assert np.percentile(case.image[bone], 85) > np.median(case.image[liver])
         assert np.median(case.image[liver]) > np.median(case.image[case.labels == 0])
-        assert set(np.unique(case.labels)) <= {0, *LABELS}
+        assert set(np.unique(case.labels)) <= {0, *LABELS, *CONTEXT}
 
 
 def test_only_confirmed_structures_are_kept() -> None:
@@ -175,6 +195,29 @@ def test_crop_depends_on_its_number_alone(tmp_path: Path) -> None:
         bright = image_again[0].numpy() > 0
         if bright.sum() > 200:
             assert (bright == (labels_again.numpy() == 3)).mean() > 0.85
+
+
+def test_another_contrast_phase_shifts_each_structure_as_a_whole_and_nothing_else() -> None:
+    from slice3d.training.crops import _recolour
+
+    truth = np.zeros((24, 20, 16), np.uint8)
+    truth[4:12, 5:15, 3:13] = 1
+    truth[14:20, 5:15, 3:13] = 8
+    truth[4:20, 16:19, 3:13] = NO_ORGAN
+    hu = np.full(truth.shape, 40, np.float32)
+    before = hu.copy()
+    _recolour(hu, truth, {1: 0.1, 8: 0.3}, np.random.default_rng(3), scale=220.0)
+    moved = hu - before
+    for value in (1, 8):
+        core = (truth == value) & (np.roll(truth, 1, 0) == value) & (np.roll(truth, -1, 0) == value)
+        core &= (np.roll(truth, 1, 1) == value) & (np.roll(truth, -1, 1) == value)
+        core &= (np.roll(truth, 1, 2) == value) & (np.roll(truth, -1, 2) == value)
+        assert core.any()
+        assert np.ptp(moved[core]) < 1e-3
+        assert abs(moved[core].mean()) > 1
+    assert moved[truth == 1].mean() != pytest.approx(moved[truth == 8].mean(), abs=1)
+    assert np.allclose(moved[:2], 0)
+    assert np.allclose(moved[6:18, 18], 0)
 
 
 def test_respaced_volume_keeps_amount_and_place() -> None:

@@ -60,4 +60,6 @@ def test_rules_on_an_unlabelled_chest(data: Path) -> None:
     assert np.median(case.image[left | right]) < -700
     bone = case.labels == VALUES["bone"]
     assert bone.any()
-    assert case.image[bone].min() > 300
+    # compact bone, and the marrow that it encloses: denser than soft tissue but for single noisy voxels
+    assert np.median(case.image[bone]) > 200
+    assert np.mean(case.image[bone] < 0) < 0.01

@@ -39,10 +39,10 @@ IN_BODY = 252
 NOT_LUNG_OR_BONE = 251
 NO_ORGAN = 250
 PARTIAL: dict[int, tuple[int, ...]] = {
-    IGNORE: tuple(range(16)),
+    IGNORE: (BACKGROUND, *VALUES.values()),
     SOFT_TISSUE: (1, 2, 3, 4, 8, 10, *_BODY),
     SOFT_TISSUE_OR_BONE: (1, 2, 3, 4, 7, 8, 10, *_BODY),
-    IN_BODY: tuple(range(1, 16)),
+    IN_BODY: tuple(VALUES.values()),
     NOT_LUNG_OR_BONE: (0, 1, 2, 3, 4, 8, 10, *_BODY),
     NO_ORGAN: _BODY,
 }

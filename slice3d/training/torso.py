@@ -166,7 +166,7 @@ def train_torso(
     The first two stages see no held-out case; the last one is run once without each of them. All these networks ship, as
     the folds of one package: each held-out case can be scored by the one network that never saw it.
     """
-    from slice3d.training.card import package_facts
+    from slice3d.training.card import VERSION, package_facts
     from slice3d.training.crops import Pool
     from slice3d.training.curves import draw_stages
     from slice3d.training.export import export
@@ -176,7 +176,7 @@ def train_torso(
     recipe = recipe or Recipe()
     if not recipe.held_out:
         raise InputError("no held-out case; expected at least one: each network of the package leaves one out")
-    pool = out / "pool"
+    pool = out / f"pool-{VERSION}"  # other versions label the same cases in another way
     prepare_pool(data, pool, recipe, progress=progress)
     coarse, long, final = (make(recipe) for make in (coarse_settings, long_settings, final_settings))
     report(

@@ -12,14 +12,6 @@ from tests.superres.phantoms import thick_volume, truth_and_slices
 from tests.superres.test_several import AXIAL, CORONAL, OBLIQUE, PIXEL, details, motion, rmse, scene, stack_of
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def trained() -> Field:
     """A small field whose perceptron says something."""
     start = np.random.default_rng(0).normal(size=(19, 33, 10)).astype(np.float32)

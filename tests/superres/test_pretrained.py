@@ -18,14 +18,6 @@ from slice3d.superres.pretraining import Images, PretrainSettings, pretrain
 from tests.superres.phantoms import thick_volume, truth_and_slices
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def rmse(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(a - b))))
 

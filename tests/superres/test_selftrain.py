@@ -16,14 +16,6 @@ from tests.superres.phantoms import thick_volume, truth_and_slices
 SMALL = TrainSettings(steps=3, channels=8, blocks=1, batch=2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_whatever_the_network_says_agrees_with_the_slices():
     profile = SliceProfile("gaussian", 4.5)
     frame = Frame(9, 6.0, profile)

@@ -21,14 +21,6 @@ from tests.superres.phantoms import thick_volume, truth_and_slices
 SMALL = (16, 16, 16)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def planes_for(slices: np.ndarray, profile: SliceProfile, *, turned: bool = True) -> PlaneNetwork:
     torch.manual_seed(0)
     return PlaneNetwork(SliceNetwork(channels=8, blocks=1), scale_of(slices), 6.0, profile, turned=turned)

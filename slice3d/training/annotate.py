@@ -41,14 +41,27 @@ class Grown:
 
 
 @dataclass(frozen=True)
+class Tube:
+    """A vessel marked by eye: discs across the axis k, their centres and radii interpolated between those given.
+
+    discs: (k, i, j, radius in voxels), k ascending. window_hu: smoothed HU of its blood; what is bone is none.
+    """
+
+    name: str
+    discs: tuple[tuple[float, float, float, float], ...]
+    window_hu: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Checked:
     """What was confirmed by eye for one case.
 
     keep: structures whose refined outline is right. window_hu: structure → (lowest, highest) smoothed HU, where the
     automatic window was wrong. body: whether soft tissue that the network is sure is no organ may count as body.
     aorta: a voxel (i, j, k) inside it, on the 3 mm grid of the prepared case, with the HU window of its blood, followed
-    from slice to slice. grown: structures marked by eye. leaks: structure → box in which the network's outline is wrong;
-    it stays open there. contrast: bright blobs too thick for bone are contrast medium (not where femoral heads are).
+    from slice to slice. grown: structures marked by eye. leaks: (structure, box in which its outline is wrong);
+    it stays open there. tubes: vessels marked by eye. sinus_hu: kidneys are no darker than this outside of `cyst`: what
+    lies in their sinus is no kidney. contrast: bright blobs too thick for bone are contrast medium (not where femoral heads are).
     """
 
     keep: tuple[str, ...] = ()
@@ -57,18 +70,28 @@ class Checked:
     aorta: tuple[tuple[int, int, int], tuple[float, float]] | None = None
     contrast: bool = False
     grown: tuple[Grown, ...] = ()
-    leaks: Mapping[str, Box] = field(default_factory=dict)
+    leaks: tuple[tuple[str, Box], ...] = ()
+    tubes: tuple[Tube, ...] = ()
+    sinus_hu: float | None = None
+    cyst: Box | None = None
 
     @property
     def structures(self) -> tuple[str, ...]:
         """Everything that is labelled, by name."""
-        seen = {*self.keep, *(one.name for one in self.grown), *(("aorta",) if self.aorta else ())}
+        seen = {*self.keep, *(one.name for one in (*self.grown, *self.tubes)), *(("aorta",) if self.aorta else ())}
         return tuple(name for name in ORGANS if name in seen)
 
 
 _ALL = (0, 999)
 CHECKED: dict[str, Checked] = {
-    "acrin-flt-breast-013": Checked(("liver",), body=False, contrast=True),
+    "acrin-flt-breast-013": Checked(
+        ("liver",), body=False, contrast=True,
+        tubes=(
+            Tube("aorta", ((0, 63, 40, 3.9), (5, 64, 40, 3.9), (9, 63, 39, 3.9), (13, 62.5, 38, 3.9), (17, 62, 37, 3.9),
+                           (21, 62, 36, 3.7), (25, 61.5, 34.5, 3.7), (29, 61, 33, 3.7), (37, 60.3, 32.5, 3.6),
+                           (45, 60, 34, 3.6), (49, 60, 35, 3.6), (53, 60, 36, 3.6), (57, 59.3, 37, 4.0)), (5, 95)),
+        ),
+    ),
     "cmb-crc-01068": Checked(
         body=False, aorta=((68, 33, 25), (200, 900)), contrast=True,
         grown=(
@@ -77,26 +100,30 @@ CHECKED: dict[str, Checked] = {
         ),
     ),
     "cort-liver": Checked(
-        ("liver", "spleen", "aorta"), leaks={"liver": ((0, 101), _ALL, (99, 999))},
+        ("liver", "spleen", "aorta"), leaks=(("liver", ((0, 101), _ALL, (99, 999))), ("aorta", (_ALL, _ALL, (108, 119)))),
+        sinus_hu=8,
         grown=(
             Grown("kidney_right", ((104, 137), (46, 76), (38, 75)), (8, 70)),
             Grown("kidney_left", ((44, 76), (48, 87), (30, 72)), (8, 70)),
         ),
     ),
-    "cptac-pda-00189": Checked(ORGANS, contrast=True, leaks={"liver": ((0, 88), _ALL, (43, 999))}),
+    "cptac-pda-00189": Checked(
+        ORGANS, contrast=True, leaks=(("liver", ((0, 88), _ALL, (43, 999))),), sinus_hu=30
+    ),
     "ct-20slices": Checked(
         ("liver",), body=False, aorta=((80, 46, 7), (128, 185)), contrast=True, window_hu={"liver": (60, 175)},
-        leaks={"liver": (_ALL, (81, 999), _ALL)}, grown=(Grown("spleen", ((34, 66), (14, 66), (0, 14)), (60, 140)),),
+        leaks=(("liver", (_ALL, (81, 999), _ALL)),), grown=(Grown("spleen", ((34, 66), (14, 66), (0, 14)), (60, 140)),),
     ),
     "ct-abdomen-contrast": Checked(
         ("liver", "spleen", "kidney_left"), contrast=True,
-        leaks={"liver": ((0, 98), _ALL, (98, 999))}, aorta=((77, 55, 63), (110, 420)),
+        leaks=(("liver", ((0, 98), _ALL, (98, 999))), ("aorta", (_ALL, _ALL, (50, 67))), ("aorta", (_ALL, _ALL, (113, 127)))),
+        aorta=((77, 55, 63), (110, 420)), sinus_hu=60, cyst=((100, 124), (30, 49), (69, 88)),
         grown=(
             Grown("kidney_right", ((92, 131), (32, 60), (44, 92)), (128, 420)),
             Grown("kidney_right", ((100, 131), (31, 50), (70, 92)), (-20, 35)),
         ),
     ),
-    "ts-example-whole": Checked(ORGANS),
+    "ts-example-whole": Checked(ORGANS, sinus_hu=4),
 }  # fmt: skip
 """Seen on pictures of eleven planes per case, predictions of version 0.2.0; what is missing was wrong or doubtful."""
 
@@ -113,9 +140,9 @@ def confirmed_case(case: Case) -> Case:
             f"the confirmed outlines of {case.name} are {outlines.shape} voxels, the prepared case {case.labels.shape}; "
             "prepare it anew at 3 mm from the project's data"
         )
-    stored_body = outlines == VALUES["body"]  # drawn before heart, gut and the like were told apart from it
-    labels = np.where(outlines == _UNCHANGED, case.labels, np.where(stored_body, NO_ORGAN, outlines))
-    labels[stored_body & (case.labels == VALUES["bone"])] = VALUES["bone"]  # marrow, which networks took for body
+    # body was confirmed before heart, gut and the like were told apart from it
+    known = np.where(outlines == VALUES["body"], NO_ORGAN, outlines)
+    labels = np.where(outlines == _UNCHANGED, case.labels, known)
     return Case(case.name, case.image, labels, case.spacing_mm)
 
 
@@ -137,14 +164,15 @@ def refine(case: Case, shares: Array, checked: Checked) -> Case:
         share = shares[VALUES[name]] + (shares[VALUES["liver_tumor"]] if name == "liver" else 0)
         likely |= share > 0.1
         if name in checked.keep:
-            allowed = soft & (organs == 0)
-            if name in checked.leaks:
-                allowed[_inside(checked.leaks[name])] = False
+            allowed = soft & (organs == 0) & ~_leaks(checked, name, out.shape)
             organs[_organ(share, smooth, allowed, checked.window_hu.get(name))] = VALUES[name]
     for one in checked.grown:
         organs[_grown(smooth, soft & (organs == 0), one)] = VALUES[one.name]
     if checked.aorta is not None:
-        organs[track_vessel(smooth, *checked.aorta, spacing_mm=case.spacing_mm) & (organs == 0)] = VALUES["aorta"]
+        tracked = track_vessel(smooth, *checked.aorta, spacing_mm=case.spacing_mm) & ~_leaks(checked, "aorta", out.shape)
+        organs[tracked & (organs == 0)] = VALUES["aorta"]
+    for tube in checked.tubes:
+        organs[marked_vessel(smooth, out == VALUES["bone"], tube) & (organs == 0)] = VALUES[tube.name]
     if checked.contrast:
         out[(out == SOFT_TISSUE_OR_BONE) & contrast_filled(case.image, case.spacing_mm)] = SOFT_TISSUE
     near = ndimage.binary_dilation(organs > 0, iterations=2)
@@ -152,11 +180,19 @@ def refine(case: Case, shares: Array, checked: Checked) -> Case:
         out[(out == SOFT_TISSUE) & (shares[VALUES["body"]] > 0.9) & ~likely & ~near] = VALUES["body"]
     out[(out == SOFT_TISSUE) & (smooth > -160) & (smooth < -40)] = VALUES["body"]
     out[organs > 0] = organs[organs > 0]
-    return Case(case.name, case.image, out, case.spacing_mm)
+    return Case(case.name, case.image, without_sinus(out, smooth, checked), case.spacing_mm)
 
 
 def _inside(box: Box) -> tuple[slice, ...]:
     return tuple(slice(*bounds) for bounds in box)
+
+
+def _leaks(checked: Checked, name: str, shape: tuple[int, ...]) -> Array:
+    out = np.zeros(shape, bool)
+    for leaking, box in checked.leaks:
+        if leaking == name:
+            out[_inside(box)] = True
+    return out
 
 
 def _grown(smooth: Array, allowed: Array, what: Grown) -> Array:
@@ -229,6 +265,30 @@ def track_vessel(
                 break
             out[:, :, k] = cut
             centre, area = middle, size if not area else 0.7 * area + 0.3 * size
+    return out
+
+
+def marked_vessel(smooth: Array, bone: Array, what: Tube) -> Array:
+    """(i, j, k) bool: the discs of `what`, without bone and what is outside its HU window."""
+    at = np.array(what.discs)
+    i, j = np.indices(smooth.shape[:2])
+    out = np.zeros(smooth.shape, bool)
+    for k in range(int(at[0, 0]), min(smooth.shape[2], int(at[-1, 0]) + 1)):
+        middle_i, middle_j, radius = (np.interp(k, at[:, 0], at[:, column]) for column in (1, 2, 3))
+        out[:, :, k] = (i - middle_i) ** 2 + (j - middle_j) ** 2 <= radius**2
+    kept: Array = out & ~bone & (smooth > what.window_hu[0]) & (smooth < what.window_hu[1])
+    return kept
+
+
+def without_sinus(labels: Array, smooth: Array, checked: Checked) -> Array:
+    """Labels whose kidneys leave out the fat, vessels and urine of the renal sinus."""
+    out = labels.copy()
+    if checked.sinus_hu is not None:
+        kidney = np.isin(labels, (VALUES["kidney_left"], VALUES["kidney_right"]))
+        if checked.cyst is not None:
+            kidney[_inside(checked.cyst)] = False
+        out[kidney & (smooth < checked.sinus_hu)] = SOFT_TISSUE
+        out[kidney & (smooth < -10)] = NO_ORGAN
     return out
 
 

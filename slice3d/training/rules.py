@@ -46,8 +46,15 @@ def lung_masks(hu: Array, body: Array, spacing_mm: tuple[float, ...]) -> tuple[A
     """(left, right, unsure) bool masks. Air in the body below −400 HU, airways and bowel gas taken out as unsure.
 
     A lung is a part of at least 60 ml that reaches beside the spine in the body's upper part; two lungs that touch are
-    split by a watershed from their eroded cores.
+    split by a watershed from their eroded cores. A lung that the first or last slice cuts goes on beyond it.
     """
+    beyond = ((0, 0), (0, 0), (4, 4))
+    masks = _lung_masks(np.pad(hu, beyond, mode="edge"), np.pad(body, beyond, mode="edge"), spacing_mm)
+    left, right, unsure = (mask[:, :, 4:-4] for mask in masks)
+    return left, right, unsure
+
+
+def _lung_masks(hu: Array, body: Array, spacing_mm: tuple[float, ...]) -> tuple[Array, Array, Array]:
     from scipy import ndimage
     from skimage.segmentation import watershed
 

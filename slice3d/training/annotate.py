@@ -78,7 +78,12 @@ class Checked:
     @property
     def structures(self) -> tuple[str, ...]:
         """Everything that is labelled, by name."""
-        seen = {*self.keep, *(one.name for one in (*self.grown, *self.tubes)), *(("aorta",) if self.aorta else ())}
+        seen = {
+            *self.keep,
+            *(one.name for one in self.grown),
+            *(one.name for one in self.tubes),
+            *(("aorta",) if self.aorta else ()),
+        }
         return tuple(name for name in ORGANS if name in seen)
 
 
@@ -169,7 +174,9 @@ def refine(case: Case, shares: Array, checked: Checked) -> Case:
     for one in checked.grown:
         organs[_grown(smooth, soft & (organs == 0), one)] = VALUES[one.name]
     if checked.aorta is not None:
-        tracked = track_vessel(smooth, *checked.aorta, spacing_mm=case.spacing_mm) & ~_leaks(checked, "aorta", out.shape)
+        tracked = track_vessel(smooth, *checked.aorta, spacing_mm=case.spacing_mm) & ~_leaks(
+            checked, "aorta", out.shape
+        )
         organs[tracked & (organs == 0)] = VALUES["aorta"]
     for tube in checked.tubes:
         organs[marked_vessel(smooth, out == VALUES["bone"], tube) & (organs == 0)] = VALUES[tube.name]

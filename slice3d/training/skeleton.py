@@ -76,12 +76,14 @@ def whole_bones(case: Case, shares: Array, seen: Skeleton) -> Array:
     for box in seen.not_bone:
         barred[_inside(box)] = True
     found = _outline(case, shares, barred)
+    smooth = ndimage.gaussian_filter(case.image.astype(np.float32), 0.7)
     for box, least in seen.spongy:
-        smooth = ndimage.gaussian_filter(case.image.astype(np.float32), 0.7)
-        found[_inside(box)] |= (smooth[_inside(box)] > least) & ~barred[_inside(box)]
-        found[_inside(box)] = ndimage.binary_closing(np.pad(found[_inside(box)], 2))[2:-2, 2:-2, 2:-2] & ~barred[_inside(box)]
+        at = _inside(box)
+        filled = found[at] | ((smooth[at] > least) & ~barred[at])
+        found[at] = ndimage.binary_closing(np.pad(filled, 2))[2:-2, 2:-2, 2:-2] & ~barred[at]
     for box in seen.flat:
-        found[_inside(box)] |= _hulls((case.image[_inside(box)] > _RIM_HU - 30) & ~barred[_inside(box)])
+        at = _inside(box)
+        found[at] |= _hulls((case.image[at] > _RIM_HU - 30) & ~barred[at])
     out = case.labels.copy()
     body = (out == SOFT_TISSUE) | (out == SOFT_TISSUE_OR_BONE) | (out == _BONE)
     body |= np.isin(out, (VALUES["body"], *range(250, 253))) & found
@@ -153,7 +155,7 @@ def _hulls(bright: Array) -> Array:
         parts, _ = ndimage.label(bright[:, :, k], structure=np.ones((3, 3)))
         for part in regionprops(parts):  # type: ignore[no-untyped-call]
             if part.area >= 4 and min(part.image.shape) > 1:
-                out[part.slice + (k,)] |= part.image_convex
+                out[(*part.slice, k)] |= part.image_convex
     return out
 
 

@@ -15,6 +15,7 @@ from slice3d.training import cases
 from slice3d.training.annotate import Checked, confirmed_case, refine
 from slice3d.training.cases import LABELLED, MAPS, UNLABELLED, Case
 from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
+from slice3d.training.skeleton import SEEN, whole_bones
 from slice3d.training.structures import CONTEXT, LABELS, VALUES
 from slice3d.training.synthesis import Deformation
 
@@ -153,7 +154,9 @@ def guessed_outlines(
     found = []
     for name, confirmed in checked.items():
         case = cases.load_case(pool / "fine" / "ruled", name)
-        found.append(refine(case, probabilities(network, case.image, settings, overlap=0.4).numpy(), confirmed))
+        shares = probabilities(network, case.image, settings, overlap=0.4).numpy()
+        refined = refine(case, shares, confirmed)
+        found.append(replace(refined, labels=whole_bones(refined, shares, SEEN[name])))
     return found
 
 

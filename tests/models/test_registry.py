@@ -155,6 +155,21 @@ def test_licences_that_forbid_commercial_use(licence: str, forbids: bool) -> Non
     assert forbids_commercial_use(licence) is forbids
 
 
+def test_verify_goes_on_after_a_damaged_package_and_names_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from slice3d.cli.models import app
+
+    monkeypatch.setattr("slice3d.models.registry.cache_folder", lambda: cache)
+    assert "zz-tiny" in CliRunner().invoke(app, ["verify"], catch_exceptions=False).output
+    weights = next((cache / "zz-mr").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    done = CliRunner().invoke(app, ["verify"])
+    assert isinstance(done.exception, ModelError)
+    assert "zz-mr" in str(done.exception)
+    assert "zz-tiny: weights are as model.json says" in done.output
+
+
 def test_every_shipped_package_is_whole() -> None:
     shipped = [p for p in packages(folder=Path("nowhere")).values() if p.builtin]
     assert shipped

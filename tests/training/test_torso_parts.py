@@ -44,6 +44,9 @@ def test_rules_find_body_lungs_and_bone_and_leave_contrast_open() -> None:
     for name in ("lung_left", "lung_right"):
         mask = labels == VALUES[name]
         assert 2 * np.count_nonzero(mask & parts[name]) / (mask.sum() + parts[name].sum()) > 0.95
+        for end in (0, -1):
+            cut = np.count_nonzero(mask[..., end] & parts[name][..., end])
+            assert cut > 0.9 * np.count_nonzero(parts[name][..., end]), "a lung goes on beyond the image"
     bone = labels == VALUES["bone"]
     assert np.count_nonzero(bone & parts["bone"]) > 0.8 * np.count_nonzero(parts["bone"])
     assert not (bone & parts["heart"]).any()
@@ -154,7 +157,7 @@ def test_what_the_eye_marked_is_added_and_what_it_doubted_stays_open() -> None:
     shares[VALUES["body"]] = image != 60
     checked = Checked(
         ("liver",), grown=(Grown("kidney_left", ((2, 20), (2, 18), (0, 20)), (0, 50)),),
-        leaks={"liver": ((30, 99), (0, 99), (0, 99))},
+        leaks=(("liver", ((30, 99), (0, 99), (0, 99))),),
     )  # fmt: skip
     out = annotate.refine(cases.Case("x", image, labels, (3.0, 3.0, 3.0)), shares, checked).labels
     kidney, liver = out == VALUES["kidney_left"], out == VALUES["liver"]
@@ -174,6 +177,58 @@ def test_vessel_is_followed_until_it_ends() -> None:
         image[np.hypot(i - (15 + 0.3 * k), j - 20) < 4, k] = 200
     mask = annotate.track_vessel(image, (19, 20, 14), (150, 250), spacing_mm=(3.0, 3.0, 3.0))
     assert np.array_equal(mask, image == 200)
+
+
+def test_vessel_marked_by_discs_leaves_out_bone_and_fat() -> None:
+    from slice3d.training.annotate import Tube, marked_vessel
+
+    smooth = np.full((30, 30, 20), 45.0, np.float32)
+    smooth[18:] = -90.0
+    bone = np.zeros(smooth.shape, bool)
+    bone[:, :10] = True
+    mask = marked_vessel(smooth, bone, Tube("aorta", ((4, 15, 12, 4.0), (14, 15, 16, 4.0)), (5, 95)))
+    assert set(np.flatnonzero(mask.any(axis=(0, 1)))) == set(range(4, 15))
+    assert np.argwhere(mask[:, :, 4])[:, 1].min() == 10
+    assert not mask[18:].any()
+    at = np.argwhere(mask[:, :, 9])
+    assert abs(at[:, 1].mean() - 14) < 0.2, "halfway between the discs"
+
+
+def test_kidney_is_no_sinus_but_keeps_its_cyst() -> None:
+    from slice3d.training.annotate import without_sinus
+    from slice3d.training.structures import SOFT_TISSUE
+
+    labels = np.full((20, 20, 6), VALUES["kidney_left"], np.uint8)
+    labels[:2] = VALUES["liver"]
+    smooth = np.full(labels.shape, 120.0, np.float32)
+    smooth[:2, 5:8], smooth[6:9, 5:8], smooth[10:12, 5:8], smooth[15:18, 5:8] = -60, -60, 15, 5
+    out = without_sinus(labels, smooth, Checked(sinus_hu=30, cyst=((14, 19), (0, 20), (0, 6))))
+    assert (out[6:9, 5:8] == NO_ORGAN).all()
+    assert (out[10:12, 5:8] == SOFT_TISSUE).all()
+    assert (out[15:18, 5:8] == VALUES["kidney_left"]).all()
+    assert (out[:2] == VALUES["liver"]).all()
+    assert np.array_equal(without_sinus(labels, smooth, Checked()), labels)
+
+
+def test_bones_are_painted_from_young_to_brittle() -> None:
+    from slice3d.training.synthesis import _paint_bones
+
+    at = np.linalg.norm(np.indices((40, 40, 40)) - 19.5, axis=0)
+    labels = np.where(at < 16, 28, 0)
+    depth = np.clip(16 - at, 0, None) * 1.5
+    young, brittle = ([], [])  # type: ignore[var-annotated]
+    for seed in range(12):
+        for means, kept in (
+            ({"compact": 1100.0, "marrow": 250.0}, young),
+            ({"compact": 300.0, "marrow": -40.0}, brittle),
+        ):
+            hu = np.zeros(labels.shape, np.float32)
+            _paint_bones(hu, labels, depth, 1.5, means, np.random.default_rng(seed))
+            assert not hu[labels == 0].any()
+            kept.append((np.median(hu[(at < 16) & (at > 15)]), np.median(hu[at < 8]), hu[at < 8].std()))
+    assert np.mean(young, axis=0)[0] > 600 > 350 > np.mean(brittle, axis=0)[0]
+    assert np.mean(young, axis=0)[1] > 150 > 30 > np.mean(brittle, axis=0)[1]
+    assert min(row[2] for row in young + brittle) > 3, "marrow is not of one grey value"
 
 
 def test_crop_depends_on_its_number_alone(tmp_path: Path) -> None:

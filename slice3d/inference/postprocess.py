@@ -1,7 +1,8 @@
 """Removing what cannot belong to an organ: second components of single organs, and crumbs.
 
 A single organ (anatomy kind `organ`, and `body`) keeps its largest component. Everything else keeps components of at
-least `_FRAGMENT_SHARE` of its largest one; lesions keep everything above `_CRUMB_ML`. A voxel that is removed takes
+least `_FRAGMENT_SHARE` of its largest one; lesions keep everything above `_CRUMB_ML`. What is too thin for a structure
+whose least thickness is known goes too: the arteries that leave an aorta. A voxel that is removed takes
 the label of the nearest voxel that stays, so that nothing tears holes into an enclosing structure. What is dropped is
 reported when it is larger than `_REPORT_SHARE` of what stays.
 
@@ -26,6 +27,8 @@ _FRAGMENT_SHARE = 0.01
 _CRUMB_ML = 0.03
 _REPORT_SHARE = 0.02
 _MARGIN = 2
+_THICK_SHARE = 0.6
+"""Of a structure that is thinner than it should be elsewhere, too, nothing is taken: a child's aorta, say."""
 
 
 def clean(result: Segmentation, wanted: Sequence[str]) -> Segmentation:
@@ -36,6 +39,17 @@ def clean(result: Segmentation, wanted: Sequence[str]) -> Segmentation:
         dropped = _clean_one(labels, result.values(name), name, result.grid.voxel_volume_mm3 / 1000.0)
         if dropped is not None:
             findings.append(dropped)
+        known = anatomy.STRUCTURES.get(name)
+        if known and known.thinnest_mm:
+            thin = _drop_thin(labels, result.values(name), known.thinnest_mm, result.grid.spacing_mm)
+            lost = thin * result.grid.voxel_volume_mm3 / 1000.0
+            if thin > _REPORT_SHARE * np.count_nonzero(np.isin(labels, result.values(name))):
+                text = (
+                    f"{name}: {lost:.1f} ml thinner than {known.thinnest_mm:g} mm were taken off, as a rule the arteries "
+                    "that leave it: look whether a narrowed part of it is missing"
+                )
+                details = {"structure": name, "dropped_ml": round(lost, 2), "thinnest_mm": known.thinnest_mm}
+                findings.append(Finding("thin-parts-dropped", text, severity="info", details=details))
     return replace(result, labels=freeze(labels), findings=(*result.findings, *findings))
 
 
@@ -114,6 +128,40 @@ def _clean_one(labels: NDArray[Any], values: Sequence[int], name: str, voxel_ml:
     )
     details = {"structure": name, "dropped_ml": round(lost * voxel_ml, 2), "kept_ml": round(kept * voxel_ml, 2)}
     return Finding("parts-dropped", text, details=details)
+
+
+def _drop_thin(
+    labels: NDArray[Any], values: Sequence[int], thinnest_mm: float, spacing_mm: tuple[float, float, float]
+) -> int:
+    """Opening with a ball of half the least thickness, in place: how many voxels were thinner and went.
+
+    A structure that the field of view cuts goes on outside.
+    """
+    from scipy import ndimage
+
+    mask = np.isin(labels, values)
+    box = _bounding_box(mask)
+    if box is None:
+        return 0
+    radius = thinnest_mm / 2
+    reach = [int(np.ceil(radius / s)) + 1 for s in spacing_mm]
+    inside = mask[box]
+    beyond = [
+        [r if edge else 0 for edge in (s.start == 0, s.stop >= n)]
+        for r, s, n in zip(reach, box, labels.shape, strict=True)
+    ]
+    wide = np.pad(inside, beyond, mode="edge")
+    core = ndimage.distance_transform_edt(wide, sampling=spacing_mm) > radius
+    if not core.any():
+        return 0
+    # half a voxel more: distances are to voxel centres, and an opening must give a ball back whole
+    near = ndimage.distance_transform_edt(~core, sampling=spacing_mm) <= radius + 0.5 * max(spacing_mm)
+    kept = near[tuple(slice(a, n - b) for (a, b), n in zip(beyond, wide.shape, strict=True))] & inside
+    before, after = np.count_nonzero(inside), np.count_nonzero(kept)
+    if after == before or after < _THICK_SHARE * before:
+        return 0
+    _refill(labels, box, inside & ~kept, values)
+    return int(before - after)
 
 
 def _to_drop(sizes: NDArray[np.int64], name: str, voxel_ml: float) -> NDArray[np.bool_]:

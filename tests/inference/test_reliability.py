@@ -241,3 +241,30 @@ def test_a_head_the_wrong_way_round_is_an_error(axis: int, words: str) -> None:
     (finding,) = check_sides(turned)  # type: ignore[arg-type]
     assert finding.code == "orientation-implausible"
     assert words in finding.message
+
+
+def test_arteries_that_leave_an_aorta_go_and_a_thin_aorta_stays() -> None:
+    shape = (50, 50, 40)
+    affine = np.diag([-1.5, 1.2, 2.5, 1.0])
+    i, j, k = (n * s for n, s in zip(np.indices(shape), (1.5, 1.2, 2.5), strict=True))
+    tube = np.hypot(i - 30, j - 25) < 9
+    branch = (np.hypot(j - 25, k - 50) < 3.5) & (i > 30)
+    made = Segmentation(np.where(tube | branch, 1, 2).astype(np.uint8), Grid(shape, affine), {1: "aorta", 2: "body"})
+    result = clean(made, ["aorta"])
+    found = result.labels
+    (finding,) = result.findings
+    assert finding.code == "thin-parts-dropped"
+    assert finding.severity == "info"
+    assert finding.details["dropped_ml"] == pytest.approx(
+        np.count_nonzero((tube | branch) & (found != 1)) * 0.0045, abs=0.01
+    )
+    assert (found[tube] == 1).mean() > 0.995, "to both ends of the image"
+    assert (found[branch & (i > 44)] == 2).all()
+    child = np.hypot(i - 30, j - 25) < 3.5
+    thin = replace(made, labels=np.where(child, 1, 2).astype(np.uint8))
+    assert np.array_equal(clean(thin, ["aorta"]).labels, thin.labels)
+    assert not clean(thin, ["aorta"]).findings
+    mixed = replace(made, labels=np.where(child | (tube & (k < 15)), 1, 2).astype(np.uint8))
+    assert np.array_equal(clean(mixed, ["aorta"]).labels == 1, mixed.labels == 1), (
+        "thinner for the most part: not touched"
+    )

@@ -222,3 +222,14 @@ def test_a_network_that_sees_nothing_is_taken_at_its_word(
 def test_tissues_that_make_no_sense_are_refused(tmp_path: Path, tissues: Any) -> None:
     with pytest.raises(ModelError, match="tissues"):
         write_package(tmp_path / "bad", Vague(), **described(tissues=tissues))
+
+
+def test_grey_values_weigh_more_where_they_are_those_of_compact_bone() -> None:
+    from slice3d.inference.by_intensity import Scale
+
+    hounsfield = Scale(True, -900.0, 600.0, outweigh=8.0)
+    limit = np.exp(hounsfield.limit(np.array([-80, 100, 250], np.int16)))
+    assert limit.shape == (3, 1)
+    assert limit[:2, 0] == pytest.approx([8, 8], rel=1e-5)
+    assert 50 < limit[2, 0] < 200
+    assert np.isinf(Scale(False, 0.0, 500.0).limit(np.array([10, 400]))).all()

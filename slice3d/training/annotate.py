@@ -53,6 +53,18 @@ class Tube:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A structure drawn by hand: polygons of (i, j) across the axis k, ascending; between them, distances are averaged.
+
+    window_hu: smoothed HU of the structure; what is bone is none of it.
+    """
+
+    name: str
+    polygons: tuple[tuple[int, tuple[tuple[float, float], ...]], ...]
+    window_hu: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Checked:
     """What was confirmed by eye for one case.
 
@@ -60,7 +72,7 @@ class Checked:
     automatic window was wrong. body: whether soft tissue that the network is sure is no organ may count as body.
     aorta: a voxel (i, j, k) inside it, on the 3 mm grid of the prepared case, with the HU window of its blood, followed
     from slice to slice. grown: structures marked by eye. leaks: (structure, box in which its outline is wrong);
-    it stays open there. tubes: vessels marked by eye. sinus_hu: kidneys are no darker than this outside of `cyst`: what
+    it stays open there. tubes, drawn: vessels and organs marked by eye. sinus_hu: kidneys are no darker than this outside of `cyst`: what
     lies in their sinus is no kidney. contrast: bright blobs too thick for bone are contrast medium (not where femoral heads are).
     """
 
@@ -72,6 +84,7 @@ class Checked:
     grown: tuple[Grown, ...] = ()
     leaks: tuple[tuple[str, Box], ...] = ()
     tubes: tuple[Tube, ...] = ()
+    drawn: tuple[Drawn, ...] = ()
     sinus_hu: float | None = None
     cyst: Box | None = None
 
@@ -82,6 +95,7 @@ class Checked:
             *self.keep,
             *(one.name for one in self.grown),
             *(one.name for one in self.tubes),
+            *(one.name for one in self.drawn),
             *(("aorta",) if self.aorta else ()),
         }
         return tuple(name for name in ORGANS if name in seen)
@@ -95,6 +109,18 @@ CHECKED: dict[str, Checked] = {
             Tube("aorta", ((0, 63, 40, 3.9), (5, 64, 40, 3.9), (9, 63, 39, 3.9), (13, 62.5, 38, 3.9), (17, 62, 37, 3.9),
                            (21, 62, 36, 3.7), (25, 61.5, 34.5, 3.7), (29, 61, 33, 3.7), (37, 60.3, 32.5, 3.6),
                            (45, 60, 34, 3.6), (49, 60, 35, 3.6), (53, 60, 36, 3.6), (57, 59.3, 37, 4.0)), (5, 95)),
+        ),
+        drawn=(
+            Drawn("spleen", (
+                (9, ((24, 40), (26, 41), (29, 37), (31, 33), (35, 31), (41, 30.5), (49, 31), (55, 32), (58, 32), (59, 28), (58, 23),
+                     (55, 19.5), (50, 18.5), (46, 17), (42, 16), (38, 17), (35, 19), (31, 23), (27, 27), (25, 31), (24, 36))),
+                (13, ((25, 40), (27, 39), (31, 34), (37, 31.5), (44, 31), (52, 32.5), (57, 34), (58.5, 30), (57, 26), (54, 22),
+                      (50, 19), (46, 17.5), (41, 17.5), (38, 19.5), (33, 22), (29, 26), (26.5, 30), (25, 35))),
+                (17, ((27.5, 38), (30, 36.5), (32, 33), (37, 31.5), (44, 31.5), (51, 32.5), (54, 32), (53.5, 28), (51, 24), (47, 22),
+                      (42, 21.5), (37, 22.5), (33, 25), (30, 29), (27.5, 33))),
+                (21, ((31, 36), (33, 36), (35, 33.5), (40, 33), (45, 34.5), (49, 34), (50.5, 31), (49.5, 27.5), (46, 25), (41, 24.5),
+                      (36, 26), (33, 29), (31, 33))),
+            ), (20, 95)),
         ),
     ),
     "cmb-crc-01068": Checked(
@@ -180,6 +206,8 @@ def refine(case: Case, shares: Array, checked: Checked) -> Case:
         organs[tracked & (organs == 0)] = VALUES["aorta"]
     for tube in checked.tubes:
         organs[marked_vessel(smooth, out == VALUES["bone"], tube) & (organs == 0)] = VALUES[tube.name]
+    for shape in checked.drawn:
+        organs[drawn_organ(smooth, out == VALUES["bone"], shape) & (organs == 0)] = VALUES[shape.name]
     if checked.contrast:
         out[(out == SOFT_TISSUE_OR_BONE) & contrast_filled(case.image, case.spacing_mm)] = SOFT_TISSUE
     near = ndimage.binary_dilation(organs > 0, iterations=2)
@@ -283,6 +311,25 @@ def marked_vessel(smooth: Array, bone: Array, what: Tube) -> Array:
     for k in range(int(at[0, 0]), min(smooth.shape[2], int(at[-1, 0]) + 1)):
         middle_i, middle_j, radius = (np.interp(k, at[:, 0], at[:, column]) for column in (1, 2, 3))
         out[:, :, k] = (i - middle_i) ** 2 + (j - middle_j) ** 2 <= radius**2
+    kept: Array = out & ~bone & (smooth > what.window_hu[0]) & (smooth < what.window_hu[1])
+    return kept
+
+
+def drawn_organ(smooth: Array, bone: Array, what: Drawn) -> Array:
+    """(i, j, k) bool: what the polygons enclose, from the first one's slice to the last one's."""
+    from scipy import ndimage
+    from skimage.draw import polygon2mask
+
+    distances = []
+    for _, corners in what.polygons:
+        inside = polygon2mask(smooth.shape[:2], np.asarray(corners))  # type: ignore[no-untyped-call]
+        distances.append(ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside))
+    at = [k for k, _ in what.polygons]
+    out = np.zeros(smooth.shape, bool)
+    for k in range(at[0], at[-1] + 1):
+        n = min(int(np.searchsorted(at, k, side="right")) - 1, len(at) - 2)
+        share = (k - at[n]) / (at[n + 1] - at[n])
+        out[:, :, k] = (1 - share) * distances[n] + share * distances[n + 1] > 0
     kept: Array = out & ~bone & (smooth > what.window_hu[0]) & (smooth < what.window_hu[1])
     return kept
 

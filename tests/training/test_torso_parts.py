@@ -194,6 +194,24 @@ def test_vessel_marked_by_discs_leaves_out_bone_and_fat() -> None:
     assert abs(at[:, 1].mean() - 14) < 0.2, "halfway between the discs"
 
 
+def test_drawn_organ_lies_between_its_polygons() -> None:
+    from slice3d.training.annotate import Drawn, drawn_organ
+
+    smooth = np.full((30, 30, 12), 50.0, np.float32)
+    smooth[:, 20:] = 0.0
+    bone = np.zeros(smooth.shape, bool)
+    bone[:4] = True
+    square = ((2, 5), (2, 25), (10, 25), (10, 5))
+    wide = ((2, 5), (2, 25), (18, 25), (18, 5))
+    out = drawn_organ(smooth, bone, Drawn("spleen", ((2, square), (8, wide)), (20, 95)))
+    assert set(np.flatnonzero(out.any(axis=(0, 1)))) == set(range(2, 9))
+    assert not out[:4].any()
+    assert not out[:, 20:].any()
+    ends = [int(np.argwhere(out[:, :, k])[:, 0].max()) for k in (2, 5, 8)]
+    assert ends[0] < ends[1] < ends[2]
+    assert abs(ends[1] - (ends[0] + ends[2]) / 2) <= 1
+
+
 def test_kidney_is_no_sinus_but_keeps_its_cyst() -> None:
     from slice3d.training.annotate import without_sinus
     from slice3d.training.structures import SOFT_TISSUE

@@ -31,7 +31,7 @@ class Recipe:
     folds: int = 5
     shared_steps: int = 1500
     steps: int = 600
-    again: tuple[tuple[int, float], ...] = ((3000, 1.5e-3),)
+    again: tuple[tuple[int, float], ...] = ((3000, 1.5e-3), (9000, 1.5e-3))
     batch_size: int = 1
     seed: int = 0
     workers: int = 0

@@ -10,7 +10,7 @@ from slice3d.training.export import CardFacts
 from slice3d.training.hippocampus import GROUPS, LICENCE, SOURCE
 from slice3d.training.settings import TrainSettings
 
-VERSION = "0.1.2"
+VERSION = "0.2.0"
 LARGEST_MM = 90.0
 """Crops of 24 to 59 mm were trained on; half as much again is let through."""
 

@@ -23,8 +23,8 @@ FINE_MM = (3.0, 3.0, 3.0)
 COARSE_MM = (4.5, 4.5, 4.5)
 HELD_OUT = ("s0009", "spl")
 COARSE_MIX = {"labelled": 0.12, "confirmed": 0.26, "ruled": 0.06, "synth": 0.50, "phantom": 0.06}
-LONG_MIX = {"labelled": 0.14, "confirmed": 0.32, "ruled": 0.06, "synth": 0.34, "phantom": 0.14}
-FINAL_MIX = {"labelled": 0.22, "confirmed": 0.30, "synth": 0.24, "phantom": 0.24}
+LONG_MIX = {"labelled": 0.14, "confirmed": 0.38, "synth": 0.36, "phantom": 0.12}
+FINAL_MIX = {"labelled": 0.24, "confirmed": 0.32, "synth": 0.26, "phantom": 0.18}
 """How often each kind of case is drawn, in the three stages."""
 ORDER = ("s0011", "s0001", "s0004", "s0006", "s0011", "s0004", "s0001", "s0011", "s0004", "s0006", "s0000", "s0011",
          "s0004")  # fmt: skip
@@ -38,8 +38,8 @@ class Recipe:
     synthetic: int = 143
     phantoms: int = 48
     coarse_steps: int = 5500
-    long_steps: int = 5000
-    final_steps: int = 1660
+    long_steps: int = 9000
+    final_steps: int = 3400
     held_out: tuple[str, ...] = HELD_OUT
     workers: int = 0
     threads: int = 1
@@ -81,9 +81,9 @@ def long_settings(recipe: Recipe) -> TrainSettings:
 
 
 def final_settings(recipe: Recipe) -> TrainSettings:
-    """3 mm, slowly, with more phantoms."""
+    """3 mm, slowly, with more phantoms and labelled scans."""
     return replace(
-        long_settings(recipe), steps=recipe.final_steps, lr=4e-4, lr_end=1e-5, warmup=20, seed=7
+        long_settings(recipe), steps=recipe.final_steps, lr=5e-4, lr_end=1e-5, warmup=20, seed=7
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ class Structure:
 
     code: SNOMED CT concept identifier of the structure without laterality ("" where there is none). meaning: its
     English name in the code's sense. color: RGB 0…255. volume_ml: (lowest, highest) plausible adult volume or None.
-    thinnest_mm: in adults it is nowhere thinner than this; 0 where nothing is known.
+    thinnest_mm: about the least thickness in adults; 0 where nothing is known.
     """
 
     name: str
@@ -79,7 +79,7 @@ _TABLE: tuple[Structure, ...] = (
     Structure(
         "bone", "272673000", "Bone", (241, 214, 145), "bone", aliases=("bones", "skeleton"), volume_ml=(200, 8000)
     ),
-    Structure("aorta", "15825003", "Aorta", (214, 39, 40), "vessel", volume_ml=(20, 500), thinnest_mm=10),
+    Structure("aorta", "15825003", "Aorta", (214, 39, 40), "vessel", volume_ml=(20, 500), thinnest_mm=12),
     Structure(
         "liver_tumor",
         "126851005",

@@ -32,10 +32,9 @@ Array = NDArray[Any]
 _SAMPLES = 40_000
 _SEEN = 0.02  # probability of anything but background from which a voxel is looked at
 _LEAST = 2_000  # voxels looked at below which grey values say nothing
+# What is that bright, where a network finds some bone likely, is bone thinner than its voxels rather than a vessel.
 _COMPACT_HU = 200.0
-_COMPACT_MORE = (
-    12.0  # what is that bright beside bone is bone thinner than the network's voxels more often than a vessel
-)
+_COMPACT_MORE = 12.0
 _MARGIN = 3  # network voxels around what the network found
 _HU = 250.0  # so that the least spread of a tissue is 5 HU, less than the noise of any scanner
 
@@ -88,13 +87,22 @@ class Scale:
     sure: float = 2.0
     outweigh: float = np.inf
 
-    def limit(self, image: Array) -> Array:
-        """(n, 1) float32: log of how many times likelier grey values may make one tissue than another, for n voxels."""
-        limit = np.full(len(image), self.outweigh)
-        if self.absolute:
-            limit[np.asarray(image) > _COMPACT_HU] *= _COMPACT_MORE
-        out: Array = np.log(limit)[:, None].astype(np.float32)
-        return out
+    def limited(self, fits: Array, image: Array, bone: int | None) -> Array:
+        """(n, K) log likelihoods of n voxels, brought near enough to each other to respect `outweigh`.
+
+        bone: tissue that may outweigh the others `_COMPACT_MORE` times further where the image is as bright as compact bone.
+        """
+        near: Array = np.maximum(fits, fits.max(1, keepdims=True) - np.float32(np.log(self.outweigh)))
+        if bone is None or not self.absolute:
+            return near
+        bright = np.flatnonzero(np.asarray(image) > _COMPACT_HU)
+        others = np.delete(fits[bright], bone, axis=1)
+        best = others.max(1, keepdims=True)
+        others = np.maximum(others, best - np.float32(np.log(self.outweigh)))
+        reach = np.float32(np.log(self.outweigh * _COMPACT_MORE))
+        own = np.clip(fits[bright, bone], best[:, 0] - np.float32(np.log(self.outweigh)), best[:, 0] + reach)
+        near[bright] = np.insert(others, bone, own, axis=1)
+        return near
 
     def values(self, image: Array) -> Array:
         """(n,) float32 of n voxels of the image."""
@@ -122,15 +130,17 @@ def scale_of(volume: Volume, package: ModelPackage) -> Scale:
 class GreyReducer(Reducer):
     """As `Reducer`; where the network leaves it open, grey values have a say.
 
-    image: study voxels, axes as `labels`. owner: tissue of each channel. The sums behind the expected Dice are over
+    image: study voxels, axes as `labels`. owner: tissue of each channel. bone: the tissue that is bone, if any. The sums behind the expected Dice are over
     study voxels and the probabilities that decided.
     """
 
-    def __init__(self, *args: Any, image: Array, owner: Array, found: Intensities, scale: Scale, **options: Any):
+    def __init__(
+        self, *args: Any, image: Array, owner: Array, found: Intensities, scale: Scale, bone: int | None, **options: Any
+    ):
         import torch
 
         super().__init__(*args, **options)
-        self.image, self.owner, self.found, self.scale = image, owner, found, scale
+        self.image, self.owner, self.found, self.scale, self.bone = image, owner, found, scale, bone
         heights, widths = (
             torch.bincount(low, minlength=w.high - w.low).float()
             for low, w in zip((self.rows, self.columns), options["windows"][1:], strict=True)
@@ -166,7 +176,7 @@ class GreyReducer(Reducer):
             terms = self.scale.terms(self.image.shape, np.full(len(i), depth), i, j)
             grey = self.image[depth][i, j]
             fits = self.found.log_likelihood(self.scale.values(grey), terms)
-            fits = np.maximum(fits, fits.max(1, keepdims=True) - self.scale.limit(grey))
+            fits = self.scale.limited(fits, grey, self.bone)
             scores += torch.from_numpy(fits[:, self.owner])
             best = scores.argmax(-1)
             self._count(scores.softmax(-1), best, torch.ones(len(some)))
@@ -206,6 +216,7 @@ def reduce_by_intensity(
     steps = permuted_floats([1 / s for s in case.frame.step], order)
     sides = [neighbours(n, Window(0, n, 0, m), s, 1) for n, m, s in zip(shape, view.shape, steps, strict=True)]
     low, weight = (tuple(torch.from_numpy(side[n]) for side in sides) for n in (0, 1))
+    bone = next((n for n, tissue in enumerate(package.tissues) if tissue.name == "bone"), None)
     field = Scores(scores, low, weight)
     box = census.box(range(1, networks.channels_out))
     windows = []
@@ -218,7 +229,7 @@ def reduce_by_intensity(
     if found is None:
         reducer = Reducer(shape, view, decision, **options)
     else:
-        how: dict[str, Any] = {"image": image, "owner": owner, "found": found, "scale": scale}
+        how: dict[str, Any] = {"image": image, "owner": owner, "found": found, "scale": scale, "bone": bone}
         reducer = GreyReducer(shape, view, decision, **how, **options)
     inner = tuple(slice(w.low, w.high) for w in windows)
     for index, plane in enumerate(scores[inner]):

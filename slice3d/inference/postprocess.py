@@ -2,9 +2,9 @@
 
 A single organ (anatomy kind `organ`, and `body`) keeps its largest component. Everything else keeps components of at
 least `_FRAGMENT_SHARE` of its largest one; lesions keep everything above `_CRUMB_ML`. What is too thin for a structure
-whose least thickness is known goes too: the arteries that leave an aorta. A voxel that is removed takes
-the label of the nearest voxel that stays, so that nothing tears holes into an enclosing structure. What is dropped is
-reported when it is larger than `_REPORT_SHARE` of what stays.
+whose least thickness is known goes too where it hangs on its side: the arteries that leave an aorta. A component that is
+removed takes the label of the nearest voxel that stays, so that nothing tears holes into an enclosing structure; what was too
+thin becomes body. What is dropped is reported when it is larger than `_REPORT_SHARE` of what stays.
 
 That is for native packages. Steps that a foreign model brings along (`keep_largest`) are applied as it says.
 """
@@ -27,8 +27,7 @@ _FRAGMENT_SHARE = 0.01
 _CRUMB_ML = 0.03
 _REPORT_SHARE = 0.02
 _MARGIN = 2
-_THICK_SHARE = 0.6
-"""Of a structure that is thinner than it should be elsewhere, too, nothing is taken: a child's aorta, say."""
+_SLAB = 64
 
 
 def clean(result: Segmentation, wanted: Sequence[str]) -> Segmentation:
@@ -36,20 +35,18 @@ def clean(result: Segmentation, wanted: Sequence[str]) -> Segmentation:
     labels = np.array(result.labels)
     findings: list[Finding] = []
     for name in wanted:
-        dropped = _clean_one(labels, result.values(name), name, result.grid.voxel_volume_mm3 / 1000.0)
-        if dropped is not None:
-            findings.append(dropped)
+        values = result.values(name)
+        dropped = [_clean_one(labels, values, name, result.grid.voxel_volume_mm3 / 1000.0)]
         known = anatomy.STRUCTURES.get(name)
         if known and known.thinnest_mm:
-            thin = _drop_thin(labels, result.values(name), known.thinnest_mm, result.grid.spacing_mm)
-            lost = thin * result.grid.voxel_volume_mm3 / 1000.0
-            if thin > _REPORT_SHARE * np.count_nonzero(np.isin(labels, result.values(name))):
-                text = (
-                    f"{name}: {lost:.1f} ml thinner than {known.thinnest_mm:g} mm were taken off, as a rule the arteries "
-                    "that leave it: look whether a narrowed part of it is missing"
-                )
-                details = {"structure": name, "dropped_ml": round(lost, 2), "thinnest_mm": known.thinnest_mm}
-                findings.append(Finding("thin-parts-dropped", text, severity="info", details=details))
+            body = next((v for v, other in result.names.items() if other == "body"), 0)
+            thin, kept = _drop_branches(labels, values, known.thinnest_mm, result.grid.spacing_mm, body)
+            if thin:
+                # what hung on a branch hangs on nothing now
+                dropped.append(_clean_one(labels, values, name, result.grid.voxel_volume_mm3 / 1000.0))
+            if thin > _REPORT_SHARE * kept:
+                dropped.append(_branches_dropped(name, thin * result.grid.voxel_volume_mm3 / 1000.0, known.thinnest_mm))
+        findings += [finding for finding in dropped if finding is not None]
     return replace(result, labels=freeze(labels), findings=(*result.findings, *findings))
 
 
@@ -130,38 +127,90 @@ def _clean_one(labels: NDArray[Any], values: Sequence[int], name: str, voxel_ml:
     return Finding("parts-dropped", text, details=details)
 
 
-def _drop_thin(
-    labels: NDArray[Any], values: Sequence[int], thinnest_mm: float, spacing_mm: tuple[float, float, float]
-) -> int:
-    """Opening with a ball of half the least thickness, in place: how many voxels were thinner and went.
+def _branches_dropped(name: str, lost_ml: float, thinnest_mm: float) -> Finding:
+    text = (
+        f"{name}: {lost_ml:.1f} ml of side branches thinner than about {thinnest_mm:g} mm were taken off, as a rule the "
+        "arteries that leave it: look whether anything that belongs to it is missing"
+    )
+    details = {"structure": name, "dropped_ml": round(lost_ml, 2), "thinnest_mm": thinnest_mm}
+    return Finding("thin-parts-dropped", text, severity="info", details=details)
 
-    A structure that the field of view cuts goes on outside.
+
+def _drop_branches(
+    labels: NDArray[Any], values: Sequence[int], thinnest_mm: float, spacing_mm: tuple[float, float, float], body: int
+) -> tuple[int, int]:
+    """Make thin parts that hang on the side of a tube `body`, in place: how many voxels went, how many stay.
+
+    Thin is what an opening with a ball of half of `thinnest_mm` takes away. A thin part that joins two thick ones, or goes
+    on where a thick one ends, is the tube itself: a narrowing, a child's aorta.
     """
     from scipy import ndimage
 
-    mask = np.isin(labels, values)
+    mask = labels == values[0] if len(values) == 1 else np.isin(labels, values)
     box = _bounding_box(mask)
     if box is None:
-        return 0
-    radius = thinnest_mm / 2
-    reach = [int(np.ceil(radius / s)) + 1 for s in spacing_mm]
+        return 0, 0
     inside = mask[box]
-    beyond = [
-        [r if edge else 0 for edge in (s.start == 0, s.stop >= n)]
-        for r, s, n in zip(reach, box, labels.shape, strict=True)
-    ]
-    wide = np.pad(inside, beyond, mode="edge")
-    core = ndimage.distance_transform_edt(wide, sampling=spacing_mm) > radius
-    if not core.any():
-        return 0
-    # half a voxel more: distances are to voxel centres, and an opening must give a ball back whole
-    near = ndimage.distance_transform_edt(~core, sampling=spacing_mm) <= radius + 0.5 * max(spacing_mm)
-    kept = near[tuple(slice(a, n - b) for (a, b), n in zip(beyond, wide.shape, strict=True))] & inside
-    before, after = np.count_nonzero(inside), np.count_nonzero(kept)
-    if after == before or after < _THICK_SHARE * before:
-        return 0
-    _refill(labels, box, inside & ~kept, values)
-    return int(before - after)
+    at_border = [(s.start == 0, s.stop >= n) for s, n in zip(box, labels.shape, strict=True)]
+    thick = _opened(inside, thinnest_mm / 2, spacing_mm, at_border)
+    everywhere = np.ones((3, 3, 3), bool)
+    thin, _ = ndimage.label(inside & ~thick, structure=everywhere)
+    cores, _ = ndimage.label(thick, structure=everywhere)
+    lost = 0
+    for number, part in enumerate(ndimage.find_objects(thin), start=1):
+        reach = tuple(
+            slice(max(0, s.start - int(3 * thinnest_mm / h) - 1), s.stop + int(3 * thinnest_mm / h) + 1)
+            for s, h in zip(part, spacing_mm, strict=True)
+        )
+        here = thin[reach] == number
+        contact = cores[reach] * ndimage.binary_dilation(here, structure=everywhere)
+        touched = np.unique(contact[contact > 0])
+        if len(touched) == 1 and _on_its_side(contact > 0, cores[reach] == touched[0], spacing_mm, 3 * thinnest_mm):
+            labels[box][reach][here] = body
+            lost += int(np.count_nonzero(here))
+    return lost, int(np.count_nonzero(inside)) - lost
+
+
+def _opened(
+    mask: NDArray[np.bool_],
+    radius: float,
+    spacing_mm: tuple[float, float, float],
+    at_border: Sequence[tuple[bool, bool]],
+) -> NDArray[np.bool_]:
+    """What a ball fits into. At the image's border the mask is taken to go on. Slab by slab, to spare memory."""
+    from scipy import ndimage
+
+    # distances are between voxel centres; the surface lies half a voxel nearer
+    least = radius - 0.5 * float(np.prod(spacing_mm)) ** (1 / 3)
+    reach = [int(np.ceil(radius / s)) + 1 for s in spacing_mm]
+    beyond = [[r if edge else 0 for edge in edges] for r, edges in zip(reach, at_border, strict=True)]
+    wide = np.pad(mask, beyond, mode="edge")
+    out = np.zeros(wide.shape, bool)
+    halo, depth = 2 * reach[2], wide.shape[2]
+    for start in range(0, depth, _SLAB):
+        low, high = max(0, start - halo), min(depth, start + _SLAB + halo)
+        slab = wide[:, :, low:high]
+        core = ndimage.distance_transform_edt(slab, sampling=spacing_mm) > least
+        if core.any():
+            near = ndimage.distance_transform_edt(~core, sampling=spacing_mm) <= radius + 0.5 * max(spacing_mm)
+            out[:, :, start : start + _SLAB] = near[:, :, start - low : start - low + _SLAB]
+    inner = tuple(slice(a, n - b) for (a, b), n in zip(beyond, wide.shape, strict=True))
+    return out[inner] & mask
+
+
+def _on_its_side(
+    contact: NDArray[np.bool_], core: NDArray[np.bool_], spacing_mm: tuple[float, float, float], around_mm: float
+) -> bool:
+    """Whether a tube goes on in both directions past the middle of the contact, by a quarter of `around_mm` at least."""
+    middle = np.argwhere(contact).mean(axis=0) * spacing_mm
+    points = np.argwhere(core) * np.asarray(spacing_mm) - middle
+    points = points[np.linalg.norm(points, axis=1) < around_mm]
+    if len(points) < 4:
+        return False
+    _, _, axes = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
+    along = points @ axes[0]
+    low, high = np.percentile(along, [5, 95])
+    return bool(min(-low, high) > 0.25 * around_mm)
 
 
 def _to_drop(sizes: NDArray[np.int64], name: str, voxel_ml: float) -> NDArray[np.bool_]:

@@ -56,12 +56,17 @@ class Tube:
 class Drawn:
     """A structure drawn by hand: polygons of (i, j) across the axis k, ascending; between them, distances are averaged.
 
-    window_hu: smoothed HU of the structure; what is bone is none of it.
+    window_hu: smoothed HU of the structure; what is bone is none of it. Raises `InputError` for fewer than two polygons.
     """
 
     name: str
     polygons: tuple[tuple[int, tuple[tuple[float, float], ...]], ...]
     window_hu: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        at = [k for k, _ in self.polygons]
+        if len(at) < 2 or at != sorted(set(at)):
+            raise InputError(f"{self.name}: polygons at slices {at}; expected two or more, ascending")
 
 
 @dataclass(frozen=True)
@@ -173,8 +178,14 @@ def confirmed_case(case: Case) -> Case:
         )
     # body was confirmed before heart, gut and the like were told apart from it
     known = np.where(outlines == VALUES["body"], NO_ORGAN, outlines)
-    labels = np.where(outlines == _UNCHANGED, case.labels, known)
+    labels = np.where(outlines == _UNCHANGED, case.labels, known).astype(np.uint8)
     return Case(case.name, case.image, labels, case.spacing_mm)
+
+
+def to_store(case: Case, labels: Array) -> Array:
+    """What `confirmed_case` turns into `labels` again, for `outlines.npz`. case: labelled by rules."""
+    stored = np.where(labels == NO_ORGAN, VALUES["body"], labels)
+    return np.where(labels == case.labels, _UNCHANGED, stored).astype(np.uint8)
 
 
 def refine(case: Case, shares: Array, checked: Checked) -> Case:
@@ -326,7 +337,7 @@ def drawn_organ(smooth: Array, bone: Array, what: Drawn) -> Array:
         distances.append(ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside))
     at = [k for k, _ in what.polygons]
     out = np.zeros(smooth.shape, bool)
-    for k in range(at[0], at[-1] + 1):
+    for k in range(at[0], min(smooth.shape[2], at[-1] + 1)):
         n = min(int(np.searchsorted(at, k, side="right")) - 1, len(at) - 2)
         share = (k - at[n]) / (at[n + 1] - at[n])
         out[:, :, k] = (1 - share) * distances[n] + share * distances[n + 1] > 0

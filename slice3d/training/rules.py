@@ -55,6 +55,7 @@ def lung_masks(hu: Array, body: Array, spacing_mm: tuple[float, ...]) -> tuple[A
 
 
 def _lung_masks(hu: Array, body: Array, spacing_mm: tuple[float, ...]) -> tuple[Array, Array, Array]:
+    """As `lung_masks`, on a volume whose first and last slice are repeated four times: they count for no volume."""
     from scipy import ndimage
     from skimage.segmentation import watershed
 
@@ -65,7 +66,7 @@ def _lung_masks(hu: Array, body: Array, spacing_mm: tuple[float, ...]) -> tuple[
     empty = np.zeros(hu.shape, bool)
     if not n:
         return empty, empty, air
-    sizes = np.bincount(parts.ravel()).astype(float) * voxel_ml
+    sizes = np.bincount(parts[:, :, 4:-4].ravel(), minlength=n + 1).astype(float) * voxel_ml
     median = ndimage.median(hu, parts, np.arange(n + 1))
     lungs = np.isin(parts, [v for v in range(1, n + 1) if sizes[v] > 60 and median[v] > -950])
     if not lungs.any():
@@ -117,7 +118,7 @@ def label(hu: Array, spacing_mm: tuple[float, ...]) -> Array:
     out[air & lung_edge] = IGNORE
     out[air & ~lung_edge] = NOT_LUNG_OR_BONE
     out[left], out[right] = _LEFT, _RIGHT
-    rim = body ^ ndimage.binary_erosion(body, iterations=1)
+    rim = body ^ ndimage.binary_erosion(body, iterations=1, border_value=1)  # a body that the image cuts goes on
     out[rim & (out == SOFT_TISSUE)] = NOT_LUNG_OR_BONE
     return out
 

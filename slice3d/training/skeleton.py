@@ -7,7 +7,7 @@ says in `SEEN` where it is wrong. As in `annotate.py`, the outlines that were lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,12 @@ def whole_bones(case: Case, shares: Array, seen: Skeleton) -> Array:
     barred = organs.copy()
     for box in seen.not_bone:
         barred[_inside(box)] = True
-    found = _outline(case, shares, barred)
+    # bones that the first or last slice cuts go on beyond it
+    beyond = ((0, 0), (0, 0), (4, 4))
+    longer = replace(case, image=np.pad(case.image, beyond, mode="edge"))
+    found = _outline(longer, np.pad(shares, ((0, 0), *beyond), mode="edge"), np.pad(barred, beyond, mode="edge"))[
+        :, :, 4:-4
+    ]
     smooth = ndimage.gaussian_filter(case.image.astype(np.float32), 0.7)
     for box, least in seen.spongy:
         at = _inside(box)

@@ -251,7 +251,7 @@ def _fill(
 def _paint_bones(
     hu: Array, labels: Array, depth: Array, spacing_mm: float, means: dict[str, float], rng: np.random.Generator
 ) -> None:
-    """A compact shell of varying thickness, missing in places, over marrow that differs between bones and within them.
+    """A compact shell of varying thickness over marrow that differs between bones and within them.
 
     In old patients the shell is thinner than a voxel and the marrow as dark as muscle or fat: in the first lumbar
     vertebra less than 110 HU points to osteoporosis (Pickhardt et al. 2013, doi:10.7326/0003-4819-158-8-201304160-00003).

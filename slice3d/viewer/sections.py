@@ -32,7 +32,7 @@ _MEANING = {
     "low-expected-dice": _DOUBT,
     "model-unsure": _DOUBT,
     "parts-dropped": "Pieces apart from the rest were taken for errors and removed. If one of them was real, it is missing.",
-    "thin-parts-dropped": "Arteries that leave it are no part of it. If a narrowed stretch was taken for one, it is missing.",
+    "thin-parts-dropped": "Arteries that leave it are no part of it. If one of these pieces was, it is missing.",
     "closed-at-field-of-view": "The flat end of the surface is where the scan ends, not where the structure does.",
     "organ-cut-by-field-of-view": "Only a part of the structure was scanned; the whole of it is larger.",
     "volume-implausible": "The outline is probably wrong, or the patient is unusual. Do not use the volume unchecked.",

@@ -224,12 +224,19 @@ def test_tissues_that_make_no_sense_are_refused(tmp_path: Path, tissues: Any) ->
         write_package(tmp_path / "bad", Vague(), **described(tissues=tissues))
 
 
-def test_grey_values_weigh_more_where_they_are_those_of_compact_bone() -> None:
+def test_what_is_as_bright_as_compact_bone_may_be_bone_but_no_heart_becomes_an_aorta() -> None:
     from slice3d.inference.by_intensity import Scale
 
     hounsfield = Scale(True, -900.0, 600.0, outweigh=8.0)
-    limit = np.exp(hounsfield.limit(np.array([-80, 100, 250], np.int16)))
-    assert limit.shape == (3, 1)
-    assert limit[:2, 0] == pytest.approx([8, 8], rel=1e-5)
-    assert 50 < limit[2, 0] < 200
-    assert np.isinf(Scale(False, 0.0, 500.0).limit(np.array([10, 400]))).all()
+    fits = np.log(np.array([[1e-9, 1e-4, 1.0], [1e-4, 1.0, 1e-9], [1e-9, 1e-9, 1.0]])).astype(np.float32)
+    image = np.array([300, 300, 100], np.int16)
+    body, aorta, bone = 0, 1, 2
+    near = np.exp(hounsfield.limited(fits, image, bone))
+    assert near[0, bone] / near[0, [body, aorta]].max() == pytest.approx(96, rel=1e-3)
+    assert near[1, aorta] / near[1, body] == pytest.approx(8, rel=1e-3), "contrast medium in both: as the network says"
+    assert near[1].max() / near[1, bone] == pytest.approx(8, rel=1e-3)
+    assert near[2, bone] / near[2, body] == pytest.approx(8, rel=1e-3), "as dark as marrow or muscle"
+    without = np.exp(hounsfield.limited(fits, image, None))
+    assert np.all(without.max(1) / without.min(1) == pytest.approx(8, rel=1e-3))
+    free = Scale(False, 0.0, 500.0)
+    assert np.array_equal(free.limited(fits, image, bone), fits)

@@ -55,6 +55,15 @@ def test_marrow_is_bone_and_canal_is_not(trunk: tuple[Case, np.ndarray, dict[str
     assert not found[np.hypot(i - 30, j - 15) < 2].any(), "the canal, but for a voxel at its rim"
 
 
+def test_marrow_is_bone_in_the_first_and_last_slice_too(trunk: tuple[Case, np.ndarray, dict[str, np.ndarray]]) -> None:
+    case, shares, parts = trunk
+    middle = (slice(None), slice(None), slice(10, 20))
+    cut = Case("cut", case.image[middle], case.labels[middle], SPACING)
+    found = whole_bones(cut, shares[..., 10:20], Skeleton(not_bone=(((11, 18), (27, 34), (0, 30)),))) == BONE
+    for end in (0, -1):
+        assert found[..., end][parts["vertebra"][middle][..., end]].mean() > 0.9
+
+
 def test_what_the_eye_says_decides(trunk: tuple[Case, np.ndarray, dict[str, np.ndarray]]) -> None:
     case, shares, parts = trunk
     vessel = ((11, 18), (27, 34), (0, 30))

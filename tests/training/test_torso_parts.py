@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slice3d.errors import InputError
 from slice3d.training import annotate, cases, rules
 from slice3d.training.annotate import Checked
 from slice3d.training.cases import Case
@@ -210,6 +211,17 @@ def test_drawn_organ_lies_between_its_polygons() -> None:
     ends = [int(np.argwhere(out[:, :, k])[:, 0].max()) for k in (2, 5, 8)]
     assert ends[0] < ends[1] < ends[2]
     assert abs(ends[1] - (ends[0] + ends[2]) / 2) <= 1
+    with pytest.raises(InputError, match="expected two or more, ascending"):
+        Drawn("spleen", ((8, wide), (2, square)), (20, 95))
+
+
+def test_outlines_survive_being_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ruled = Case("x", np.zeros((4, 4, 4), np.int16), np.full((4, 4, 4), 254, np.uint8), (3.0, 3.0, 3.0))
+    labels = ruled.labels.copy()
+    labels[0], labels[1], labels[2, 0], labels[2, 1] = NO_ORGAN, VALUES["liver"], 253, VALUES["bone"]
+    np.savez_compressed(tmp_path / "outlines.npz", x=annotate.to_store(ruled, labels))
+    monkeypatch.setattr("slice3d.training.annotate.resources.files", lambda _: tmp_path)
+    assert np.array_equal(annotate.confirmed_case(ruled).labels, labels)
 
 
 def test_kidney_is_no_sinus_but_keeps_its_cyst() -> None:

@@ -8,10 +8,13 @@ between two slices is continued as its slices curve, and neither cut short nor d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from slice3d.compiled import compiled
 
 Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -24,6 +27,8 @@ _BEYOND = 3.0
 _UNDECIDED = 0.05
 # of the finest spacing: how far from zero every voxel stays on its side
 _KEPT = 0.02
+# waves of which the quadratic step would leave less than this part are not computed
+_NOTHING = 5e-3
 # of the function over the thickness of a slice, for its median
 _SAMPLES = 6
 
@@ -40,16 +45,18 @@ def least_bending(mask: NDArray[np.bool_], spacing: Floats) -> Array:
     wide = np.pad(mask, more, mode="edge")
     low, high, start = bounds(wide, spacing)
     skip = np.where(spacing * THICK < h, np.maximum(h / (2 * spacing), 1).astype(int), 1)
+    # without a coarser grid the long waves are as well settled sooner, and each round costs more
+    first, again = (200, 60) if skip.max() > 1 else (60, 30)
     every = tuple(slice(None, None, int(n)) for n in skip)
     coarse = wide[every]
     coarse_low, coarse_high, values = (np.ascontiguousarray(b[every]) for b in (low, high, start))
-    values = solve(coarse_low, coarse_high, values, spacing * skip, wave=LONG, iterations=200)
+    values = solve(coarse_low, coarse_high, values, spacing * skip, wave=LONG, iterations=first)
     shift = flat = np.zeros_like(values)
     for _ in range(2):
         flat = np.maximum(flat, _flat_ends(values, coarse, spacing * skip))
         shift = majority(values, spacing * skip)
         top = np.minimum(coarse_high, _halfway(values, coarse, flat, spacing))
-        values = solve(coarse_low + shift, top + shift, values, spacing * skip, wave=LONG, iterations=60)
+        values = solve(coarse_low + shift, top + shift, values, spacing * skip, wave=LONG, iterations=again)
     if skip.max() > 1:
         values, shift, flat = (_spread(v, skip, wide.shape) for v in (values, shift, flat))
     top = np.minimum(high, _halfway(values, wide, np.clip(flat, 0, 1), spacing))
@@ -64,36 +71,67 @@ def least_bending(mask: NDArray[np.bool_], spacing: Floats) -> Array:
 def solve(low: Array, high: Array, start: Array, spacing: Floats, *, wave: float, iterations: int) -> Array:
     """The function between two bounds whose third derivatives are least, by over-relaxed ADMM.
 
-    The quadratic step is exact in the cosine basis. wave: length, in slice distances, that converges fastest.
+    The quadratic step is exact in the cosine basis, but for waves that it would leave next to nothing of. wave: length, in slice distances, that converges fastest.
     """
-    from scipy.fft import dctn, idctn, next_fast_len
+    from scipy.fft import next_fast_len
 
     inner = tuple(slice(n) for n in start.shape)
     more = [(0, next_fast_len(n) - n) for n in start.shape]
-    start = np.pad(start, more, mode="edge")
-    low = np.pad(low, more, constant_values=-np.inf)
-    high = np.pad(high, more, constant_values=np.inf)
-    energy: NDArray[Any] = np.zeros((1, 1, 1))
-    for axis, (n, s) in enumerate(zip(start.shape, spacing, strict=True)):
-        shape = [1, 1, 1]
-        shape[axis] = n
-        energy = energy + ((2 - 2 * np.cos(np.pi * np.arange(n) / n)) / s**2).reshape(shape)
+    start = np.ascontiguousarray(np.pad(start, more, mode="edge"))
+    low = np.ascontiguousarray(np.pad(low, more, constant_values=-np.inf))
+    high = np.ascontiguousarray(np.pad(high, more, constant_values=np.inf))
     weight = (2 * np.pi / (wave * float(spacing.max()))) ** 6
+    energy: NDArray[Any] = np.zeros((1, 1, 1))
+    kept = []
+    for axis, (n, s) in enumerate(zip(start.shape, spacing, strict=True)):
+        along = (2 - 2 * np.cos(np.pi * np.arange(n) / n)) / s**2
+        kept.append(int(np.count_nonzero(weight > _NOTHING * (weight + along**3))))
+        energy = energy + along[: kept[axis]].reshape([-1 if a == axis else 1 for a in range(3)])
     gain = (weight / (weight + energy**3)).astype(np.float32)
-    more_of, less_of = np.float32(1.7), np.float32(-0.7)
-    x, z, dual = start, start, np.zeros_like(start)
-    for _ in range(iterations):
-        x = idctn(gain * dctn(z - dual, norm="ortho", workers=2), norm="ortho", overwrite_x=True, workers=2)
-        over = more_of * x + less_of * z
-        dual += over
-        z = np.clip(dual, low, high)
-        dual -= z
+    # what the quadratic step is given becomes what it makes: one array, and two more that remember
+    x, z, dual = start.copy(), start.copy(), np.zeros_like(start)
+    for n in range(iterations):
+        if n:
+            _relax(x.reshape(-1), z.reshape(-1), dual.reshape(-1), low.reshape(-1), high.reshape(-1))
+        x = _waves(x, kept)
+        x *= gain
+        x = _sum_of_waves(x, start.shape)
     return np.ascontiguousarray(x[inner])
+
+
+def _waves(values: Array, kept: Sequence[int]) -> Array:
+    """The longest waves along each axis (cosine basis). values: may be written over."""
+    from scipy.fft import dct
+
+    for axis, count in enumerate(kept):
+        longest = tuple(slice(count) if a == axis else slice(None) for a in range(3))
+        values = dct(values, axis=axis, norm="ortho", overwrite_x=True, workers=2)[longest]
+    return values
+
+
+def _sum_of_waves(waves: Array, shape: Sequence[int]) -> Array:
+    """The opposite of `_waves`."""
+    from scipy.fft import idct
+
+    for axis in (2, 1, 0):
+        waves = idct(waves, n=shape[axis], axis=axis, norm="ortho", overwrite_x=True, workers=2)
+    return waves
+
+
+@compiled
+def _relax(x: Array, z: Array, dual: Array, low: Array, high: Array) -> None:
+    """Between two quadratic steps: what the last one made is brought within the bounds, and x is what the next one is given."""
+    for n in range(len(x)):
+        over = np.float32(1.7) * x[n] + np.float32(-0.7) * z[n]
+        over += dual[n]
+        z[n] = min(max(over, low[n]), high[n])
+        dual[n] = over - z[n]
+        x[n] = z[n] - dual[n]
 
 
 def bounds(mask: NDArray[np.bool_], spacing: Floats) -> tuple[Array, Array, Array]:
     """Lowest and highest value allowed at each voxel, and a first guess, all in mm."""
-    from scipy.ndimage import binary_dilation, distance_transform_edt
+    from scipy.ndimage import binary_dilation
 
     epsilon = np.float32(0.1 * spacing.min())
     half = np.float32(0.5 * spacing.min())
@@ -102,11 +140,51 @@ def bounds(mask: NDArray[np.bool_], spacing: Floats) -> tuple[Array, Array, Arra
     for side, sign in ((mask, 1), (~mask, -1)):
         rim = side & binary_dilation(~side)
         # Half of the depth leaves the function room to curve; the sign is what matters.
-        depth = distance_transform_edt(~rim, sampling=spacing)[side].astype(np.float32)
+        depth = _distance_to(rim, spacing)[side]
         bound[side] = sign * (epsilon + depth / 2)
-        start[side] = sign * (distance_transform_edt(side, sampling=spacing)[side].astype(np.float32) - half)
+        start[side] = sign * (_distance_to(~side, spacing)[side] - half)
     infinity = np.float32(np.inf)
     return np.where(mask, bound, -infinity), np.where(mask, infinity, bound), start
+
+
+def _distance_to(mask: NDArray[np.bool_], spacing: Floats) -> Array:
+    """(i, j, k) float32 mm from each voxel to the nearest one of the mask."""
+    out = np.where(mask, np.float32(0), np.float32(np.inf))
+    for axis in (2, 1, 0):
+        _lower_envelope(out.reshape(int(np.prod(mask.shape[:axis])), mask.shape[axis], -1), float(spacing[axis]))
+    return np.sqrt(out, out=out)
+
+
+@compiled
+def _lower_envelope(squared: Array, step: float) -> None:
+    """Squared distances (A, N, B) in place: each becomes the least of those along the second axis, with the way there
+    (P. Felzenszwalb, D. Huttenlocher, "Distance transforms of sampled functions", Theory of Computing 8, 2012)."""
+    count = squared.shape[1]
+    place, height, begin = np.empty(count, np.int64), np.empty(count), np.empty(count)
+    for a in range(squared.shape[0]):
+        for b in range(squared.shape[2]):
+            last = -1
+            for n in range(count):
+                own = float(squared[a, n, b])
+                if own == np.inf:
+                    continue
+                meet = -np.inf
+                while last >= 0:
+                    gap = n - place[last]
+                    meet = (own - height[last]) / (2 * step * step * gap) + (n + place[last]) / 2
+                    if meet > begin[last]:
+                        break
+                    last -= 1
+                if last < 0:
+                    meet = -np.inf
+                last += 1
+                place[last], height[last], begin[last] = n, own, meet
+            at = 0
+            for n in range(count if last >= 0 else 0):
+                while at < last and begin[at + 1] < n:
+                    at += 1
+                way = (n - place[at]) * step
+                squared[a, n, b] = height[at] + way * way
 
 
 def majority(values: Array, spacing: Floats) -> Array:

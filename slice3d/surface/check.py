@@ -89,7 +89,7 @@ def check(
     limits = limits or Limits()
     faces, vertices = mesh.faces, mesh.vertices.astype(np.float32).astype(np.float64)
     half = topology.edges(faces, len(vertices))
-    split = topology.nonmanifold_vertices(faces, len(vertices))
+    split = topology.nonmanifold_vertices(faces, len(vertices), half)
     open_edges = int(np.count_nonzero(half.count == 1))
     bad_edges = int(np.count_nonzero(half.count > 2))
     volume = mesh.volume_mm3 if len(faces) else 0.0

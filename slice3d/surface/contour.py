@@ -52,17 +52,39 @@ def _placed(index: NDArray[np.float64], faces: NDArray[np.int64], grid: Grid) ->
 
 def snap(values: Array) -> Array:
     """Keeps every grid value away from zero by a small part of the largest step to a neighbour across the surface."""
-    step = np.zeros_like(values)
-    for axis in range(3):
-        a = np.moveaxis(values, axis, 0)
-        s = np.moveaxis(step, axis, 0)
-        crossing = (a[1:] > 0) != (a[:-1] > 0)
-        jump = np.where(crossing, np.abs(a[1:] - a[:-1]), 0)
-        np.maximum(s[1:], jump, out=s[1:])
-        np.maximum(s[:-1], jump, out=s[:-1])
-    limit = _SNAP * step
-    out: Array = np.where(values > 0, np.maximum(values, limit), np.minimum(values, -limit))
+    out: Array = np.array(values, order="C")
+    _snap(np.ascontiguousarray(values), out, _SNAP)
     return out
+
+
+@compiled
+def _snap(values: Array, out: Array, part: np.float32) -> None:
+    """Writes over those of `out`, a copy of `values` (i, j, k), that lie too near to zero."""
+    ni, nj, nk = values.shape
+    limit = np.empty(nk, np.float32)
+    for i in range(ni):
+        for j in range(nj):
+            row = values[i, j]
+            limit[:] = 0
+            for other in (i - 1, i + 1):
+                if 0 <= other < ni:
+                    _widen(row, values[other, j], limit)
+            for other in (j - 1, j + 1):
+                if 0 <= other < nj:
+                    _widen(row, values[i, other], limit)
+            _widen(row[1:], row[:-1], limit[1:])
+            _widen(row[:-1], row[1:], limit[:-1])
+            for k in range(nk):
+                least = part * limit[k]
+                out[i, j, k] = max(row[k], least) if row[k] > 0 else min(row[k], -least)
+
+
+@compiled
+def _widen(row: Array, other: Array, limit: Array) -> None:
+    """The largest step from one row to others, so far, where it crosses zero."""
+    for k in range(len(row)):
+        if (row[k] > 0) != (other[k] > 0):
+            limit[k] = max(limit[k], abs(row[k] - other[k]))
 
 
 def keep_volume(

@@ -220,9 +220,13 @@ def _predict(fine: Array, spacing: NDArray[np.float64], factors: NDArray[Any]) -
 def inside_part(values: Array, step: NDArray[np.float64]) -> Array:
     """The part of each sample's box (edges `step`, mm) in which the function is positive, taking it as linear there."""
     out = (values > 0).astype(np.float32)
-    jump = [np.abs(np.diff(values, axis=axis)) for axis in range(3)]
+    jump = []
+    for axis in range(3):
+        there, here = (tuple(slice(s if a == axis else 0, None, 3) for a in range(3)) for s in (1, 0))
+        after = values[there]
+        jump.append(np.abs(after - values[here][tuple(slice(n) for n in after.shape)]))
     # Twice the largest half diagonal of the box, in units of the function.
-    reach = np.float32(1.2 * sum(float(np.percentile(j[::3, ::3, ::3], 99)) if j.size else 0.0 for j in jump))
+    reach = np.float32(1.2 * sum(float(np.percentile(j, 99)) if j.size else 0.0 for j in jump))
     near = np.nonzero(np.abs(values) < reach)
     gradient = np.empty((len(near[0]), 3))
     for axis in range(3):

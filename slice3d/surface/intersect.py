@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from slice3d.compiled import compiled
+
 Pairs = NDArray[np.int64]
 Floats = NDArray[np.float64]
 # of the size of two faces: nearer than this they touch
 _TOUCH = 1e-7
+# what `_sort_out` makes of two faces: of no interest, without a common edge, with one
+_APART, _FREE, _EDGE = 0, 1, 2
 
 
 def self_intersections(vertices: Floats, faces: NDArray[np.int64]) -> Pairs:
@@ -22,9 +26,7 @@ def self_intersections(vertices: Floats, faces: NDArray[np.int64]) -> Pairs:
     if len(faces) < 2:
         return np.zeros((0, 2), dtype=np.int64)
     corner = vertices[faces]
-    pairs = _neighbours(corner.min(axis=1), corner.max(axis=1))
-    common = (faces[pairs[:, 0]][:, :, None] == faces[pairs[:, 1]][:, None, :]).any(axis=2).sum(axis=1)
-    free, edge = pairs[common < 2], pairs[common >= 2]
+    free, edge = _candidates(corner, faces)
     sides, touch = _sides(corner, free)
     # a face that is on one side of the other's plane, but for a corner, only touches it
     near = np.flatnonzero(_split(sides) | (np.count_nonzero(sides, axis=1) == 1))
@@ -41,8 +43,56 @@ def self_intersections(vertices: Floats, faces: NDArray[np.int64]) -> Pairs:
     return np.concatenate(hits)
 
 
-def _neighbours(low: Floats, high: Floats) -> Pairs:
-    """Pairs of boxes that overlap, found through a hash grid."""
+@compiled
+def _kind(a: Floats, b: Floats, one: NDArray[np.int64], two: NDArray[np.int64]) -> int:
+    """What two faces, their corners (3, 3) and the numbers of these, are to each other.
+
+    `_APART` where they surely neither cross nor are folded onto each other: one lies on one side of the other's plane by
+    more than a corner, or both look the same way at their edge. Rounding errors of the exact tests to come are allowed for.
+    """
+    common = 0
+    for x in range(3):
+        common += int(one[x] == two[0] or one[x] == two[1] or one[x] == two[2])
+    n, m = _normal(b), _normal(a)
+    if common >= 2:
+        return _EDGE if n[0] * m[0] + n[1] * m[1] + n[2] * m[2] < 0 else _APART
+    size = 0.0
+    for x in range(3):
+        size = max(size, max(a[0, x], a[1, x], a[2, x]) - min(a[0, x], a[1, x], a[2, x]))
+        size = max(size, max(b[0, x], b[1, x], b[2, x]) - min(b[0, x], b[1, x], b[2, x]))
+    split, few = _lies(a, b[0], n, size)
+    if not (split or few):
+        return _APART
+    split_too, few_too = _lies(b, a[0], m, size)
+    return _FREE if few or few_too or split_too else _APART
+
+
+@compiled
+def _lies(corner: Floats, origin: Floats, n: tuple[float, float, float], size: float) -> tuple[bool, bool]:
+    """Whether a triangle may be on both sides of a plane, and whether only one of its corners may be off it."""
+    touch = _TOUCH * size * np.sqrt(n[0] * n[0] + n[1] * n[1] + n[2] * n[2])
+    above, below, surely = 0, 0, 0
+    for x in range(3):
+        height = (
+            (corner[x, 0] - origin[0]) * n[0] + (corner[x, 1] - origin[1]) * n[1] + (corner[x, 2] - origin[2]) * n[2]
+        )
+        above += int(height > 0.9 * touch)
+        below += int(height < -0.9 * touch)
+        surely += int(abs(height) > 1.1 * touch)
+    return above > 0 and below > 0, surely < 2
+
+
+@compiled
+def _normal(corner: Floats) -> tuple[float, float, float]:
+    """The normal of a triangle (3, 3), as long as twice its area."""
+    ux, uy, uz = corner[1, 0] - corner[0, 0], corner[1, 1] - corner[0, 1], corner[1, 2] - corner[0, 2]
+    vx, vy, vz = corner[2, 0] - corner[0, 0], corner[2, 1] - corner[0, 1], corner[2, 2] - corner[0, 2]
+    return uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
+
+
+def _candidates(corner: Floats, faces: NDArray[np.int64]) -> tuple[Pairs, Pairs]:
+    """Pairs of faces that may cross, and pairs with a common edge that may be folded; found through a hash grid."""
+    low, high = corner.min(axis=1), corner.max(axis=1)
     extent = (high - low).max(axis=1)
     size = max(float(np.median(extent)) * 1.5, float(extent.max()) / 24.0, 1e-9)
     first = np.floor((low - low.min(axis=0)) / size).astype(np.int64)
@@ -59,19 +109,50 @@ def _neighbours(low: Floats, high: Floats) -> Pairs:
     key = (cell[:, 0] * extent_cells[1] + cell[:, 1]) * extent_cells[2] + cell[:, 2]
     order = np.argsort(key, kind="stable")
     key, owner, cell = key[order], owner[order], cell[order]
-    found = []
-    for shift in range(1, len(key)):
-        at = np.flatnonzero(key[shift:] == key[:-shift])
-        if not len(at):
-            break
-        a, b = owner[at], owner[at + shift]
-        keep = np.ones(len(at), dtype=bool)
-        for axis in range(3):
-            keep &= (low[a, axis] <= high[b, axis]) & (low[b, axis] <= high[a, axis])
-            # Two boxes share several cells: they are reported in the first one only.
-            keep &= cell[at, axis] == np.maximum(first[a, axis], first[b, axis])
-        found.append(np.stack([a[keep], b[keep]], axis=1))
-    return np.concatenate(found) if found else np.zeros((0, 2), dtype=np.int64)
+    # only counted first
+    kind, pairs = np.empty(0, dtype=np.uint8), np.empty((0, 2), dtype=np.int64)
+    for _ in range(2):
+        found = _in_cells(key, owner, cell, first, low, high, corner, faces, pairs, kind)
+        if not len(pairs):
+            kind, pairs = np.empty(found, dtype=np.uint8), np.empty((found, 2), dtype=np.int64)
+    return pairs[kind == _FREE], pairs[kind == _EDGE]
+
+
+@compiled
+def _in_cells(
+    key: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    cell: Pairs,
+    first: Pairs,
+    low: Floats,
+    high: Floats,
+    corner: Floats,
+    faces: NDArray[np.int64],
+    pairs: Pairs,
+    kind: NDArray[np.uint8],
+) -> int:
+    """Number of pairs with overlapping boxes in a common cell that are not `_APART`; written where there is room for them."""
+    found = 0
+    for m in range(len(key)):
+        a = owner[m]
+        for n in range(m + 1, len(key)):
+            if key[n] != key[m]:
+                break
+            b = owner[n]
+            near = True
+            for x in range(3):
+                near &= low[a, x] <= high[b, x] and low[b, x] <= high[a, x]
+                # Two boxes share several cells: they are reported in the first one only.
+                near &= cell[m, x] == max(first[a, x], first[b, x])
+            if not near:
+                continue
+            what = _kind(corner[a], corner[b], faces[a], faces[b])
+            if what == _APART:
+                continue
+            if found < len(pairs):
+                pairs[found, 0], pairs[found, 1], kind[found] = a, b, what
+            found += 1
+    return found
 
 
 def _sides(corner: Floats, pairs: Pairs) -> tuple[Floats, Floats]:

@@ -260,28 +260,36 @@ def _triangles(
     slices: Callable[[], Iterator[tuple[Line, NDArray[np.uint8]]]],
     level: tuple[Any, Any],
 ) -> Arrays:
-    """Runs over pairs of neighbouring slices (values and sides); a second time where there were more faces than expected."""
+    """Runs over pairs of neighbouring slices (values and sides); again over those that had more faces than there was room."""
     ni, nj, nk = shape
     active = np.zeros((nj * nk + 7) // 8 * 8, dtype=np.uint8)
     numbers = np.zeros((5, nj * nk), dtype=np.int32)
     count = np.zeros(2, dtype=np.int64)
     # enough for a convex body; memory that is not used costs nothing
     room = 2 * (ni * nj + nj * nk + nk * ni) + 64
-    size = room, 2 * room
-    while True:
-        vertices, faces = np.empty((size[0], 3)), np.empty((size[1], 3), dtype=np.int64)
-        count[:] = 0
-        before = None
-        for i, here in enumerate(slices()):
-            if before is not None:
-                _march(
-                    i - 1, nk, (before[0], here[0]), (before[1], here[1]), level, cases(), active, numbers, vertices, faces,
-                    count,
-                )  # fmt: skip
-            before = here
-        if count[0] + 24 <= size[0] and count[1] + 40 <= size[1]:
-            # in place: the memory that was not used was never taken, and what was is not copied
-            vertices.resize((int(count[0]), 3), refcheck=False)
-            faces.resize((int(count[1]), 3), refcheck=False)
-            return vertices, faces
-        size = int(count[0]) + 24, int(count[1]) + 40
+    vertices, faces = np.empty((room, 3)), np.empty((2 * room, 3), dtype=np.int64)
+    before = None
+    for i, here in enumerate(slices()):
+        while before is not None:
+            nv, nf = count.tolist()
+            _march(
+                i - 1, nk, (before[0], here[0]), (before[1], here[1]), level, cases(), active, numbers, vertices, faces,
+                count,
+            )  # fmt: skip
+            if count[0] + 24 <= len(vertices) and count[1] + 40 <= len(faces):
+                break
+            # not all fitted: the same slices again, with room for as much as before once more
+            vertices = _grown(vertices, nv, 2 * int(count[0]) + 24)
+            faces = _grown(faces, nf, 2 * int(count[1]) + 40)
+            count[:] = nv, nf
+        before = here
+    # in place: the memory that was not used was never taken, and what was is not copied
+    vertices.resize((int(count[0]), 3), refcheck=False)
+    faces.resize((int(count[1]), 3), refcheck=False)
+    return vertices, faces
+
+
+def _grown(rows: NDArray[Any], used: int, size: int) -> NDArray[Any]:
+    out = np.empty((size, 3), dtype=rows.dtype)
+    out[:used] = rows[:used]
+    return out

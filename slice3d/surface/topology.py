@@ -49,9 +49,9 @@ def components(faces: Faces, vertex_count: int) -> tuple[int, NDArray[np.int64]]
     return len(used), piece.astype(np.int64)
 
 
-def nonmanifold_vertices(faces: Faces, vertex_count: int) -> NDArray[np.int64]:
-    """Vertices whose triangles form more than one fan (two pieces that touch in a point)."""
-    fans = _fans(faces, vertex_count)
+def nonmanifold_vertices(faces: Faces, vertex_count: int, half: Edges | None = None) -> NDArray[np.int64]:
+    """Vertices whose triangles form more than one fan (two pieces that touch in a point). half: `edges`, where known."""
+    fans = _fans(faces, vertex_count, half=half)
     per_vertex = np.bincount(fans.vertex, minlength=vertex_count)
     return np.flatnonzero(per_vertex > 1)
 

@@ -19,6 +19,7 @@ from slice3d.surface import (
     decimate,
     deviation,
     distance_between,
+    intersect,
     measure,
     plane,
     remesh,
@@ -160,6 +161,26 @@ def test_crossings_agree_with_a_test_of_every_pair(seed: int) -> None:
                     if 0 < t < 1 and u > 0 and v > 0 and u + v < 1:
                         expected.add((a, b))
     assert found == expected
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_no_crossing_is_lost_among_what_is_sorted_out_first(rounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crumpled triangles, rounded so that corners coincide and lie in others' planes; every pair tested at length."""
+    rng = np.random.default_rng(8)
+    corner = rng.normal(size=(120, 1, 3)) * 2.5 + rng.normal(size=(120, 3, 3)) * 1.5
+    vertices, faces = np.unique((corner.round() if rounded else corner).reshape(-1, 3), axis=0, return_inverse=True)
+    faces = faces.reshape(-1, 3)
+    faces = faces[[len({*face}) == 3 for face in faces.tolist()]]
+    found = self_intersections(vertices, faces)
+    every = np.stack(np.triu_indices(len(faces), 1), axis=1)
+    low, high = vertices[faces].min(axis=1), vertices[faces].max(axis=1)
+    one, two = every.T
+    every = every[((low[one] <= high[two]) & (low[two] <= high[one])).all(axis=1)]
+    common = np.array([len({*a} & {*b}) for a, b in zip(faces[every[:, 0]], faces[every[:, 1]], strict=True)])
+    monkeypatch.setattr(intersect, "_candidates", lambda *_: (every[common < 2], every[common >= 2]))
+    expected = self_intersections(vertices, faces)
+    assert len(expected) > 100
+    assert {tuple(sorted(p)) for p in found.tolist()} == {tuple(sorted(p)) for p in expected.tolist()}
 
 
 @settings(max_examples=50, deadline=None)

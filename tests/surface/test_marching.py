@@ -93,3 +93,12 @@ def test_the_filter_is_scipys(cutoff: float) -> None:
     for axis, kernel in enumerate(low_pass_kernels(SPACING, cutoff)):
         expected = correlate1d(expected, kernel, axis=axis, mode="nearest")
     np.testing.assert_allclose(marching.filtered(mask, low_pass_kernels(SPACING, cutoff)), expected, atol=2e-6)
+
+
+def test_more_faces_than_there_was_room_for() -> None:
+    field = np.full((22, 25, 28), -1, dtype=np.float32)
+    noise = np.random.default_rng(3).normal(size=(20, 23, 26))
+    field[1:-1, 1:-1, 1:-1] = np.where(np.abs(noise) < 0.1, 0.1, noise)
+    vertices, faces = marching.of_field(field)
+    assert len(faces) > 4 * (22 * 25 + 25 * 28 + 28 * 22)
+    assert same((vertices, faces), flying_edges(field))

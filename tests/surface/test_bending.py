@@ -1,0 +1,46 @@
+"""The function of least third derivatives, and the parts of it that are computed in a way of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+from slice3d.surface import bending
+from slice3d.surface.contour import snap
+
+
+@pytest.mark.parametrize("part", [0.001, 0.05, 0.7])
+def test_distances_are_those_of_scipy(part: float) -> None:
+    spacing = np.array([1.07, 0.9, 3.0])
+    mask = np.random.default_rng(4).random((31, 24, 13)) < part
+    mask[20, 3, 5] = True
+    found = bending._distance_to(mask, spacing)
+    np.testing.assert_allclose(found, distance_transform_edt(~mask, sampling=spacing), rtol=1e-6)
+
+
+def test_the_waves_that_are_left_out_do_not_move_the_surface(monkeypatch: pytest.MonkeyPatch) -> None:
+    spacing = np.array([0.9, 1.1, 3.0])
+    mask = gaussian_filter(np.random.default_rng(5).normal(size=(44, 41, 18)), (3.0, 2.5, 1.2)) > 0.02
+    short = bending.least_bending(mask, spacing)
+    monkeypatch.setattr(bending, "_NOTHING", 0.0)
+    exact = bending.least_bending(mask, spacing)
+    slope = np.sqrt(sum(np.gradient(exact, s, axis=n) ** 2 for n, s in enumerate(spacing)))
+    moved = (np.abs(short - exact) / slope)[np.abs(exact) < 0.5]
+    assert moved.mean() < 0.01
+    assert np.percentile(moved, 99) < 0.1
+
+
+def test_values_keep_away_from_zero_by_the_steps_across_the_surface() -> None:
+    values = gaussian_filter(np.random.default_rng(6).normal(size=(17, 21, 14)), 1.0).astype(np.float32)
+    values[3, 4, 5] = 0
+    step = np.zeros_like(values)
+    for axis in range(3):
+        a, s = np.moveaxis(values, axis, 0), np.moveaxis(step, axis, 0)
+        jump = np.where((a[1:] > 0) != (a[:-1] > 0), np.abs(a[1:] - a[:-1]), 0)
+        np.maximum(s[1:], jump, out=s[1:])
+        np.maximum(s[:-1], jump, out=s[:-1])
+    least = np.float32(0.02) * step
+    expected = np.where(values > 0, np.maximum(values, least), np.minimum(values, -least))
+    np.testing.assert_allclose(snap(values), expected, rtol=1e-6)
+    assert np.array_equal(snap(values) > 0, values > 0)

@@ -1,12 +1,13 @@
 """Labels between network voxels, compiled: nothing is interpolated that cannot change the label.
 
-Every score inside a cell is a convex combination of those at its eight corners. Cells are worked out some of a row at a
-time. Where one class wins all their corners, they are that class; a class whose largest corner is below what another
-one has at least wins nowhere. What remains is interpolated along the slab axis, then rows, then columns, many columns
-at once, and the first of the largest wins: the labels are those of interpolating every class.
+Every score inside a cell is a convex combination of those at its eight corners. Where one class wins all of them, the
+cell is that class; a class that is below another one at all of them is so everywhere inside. What remains is
+interpolated along the slab axis, then rows, then columns, all voxels of a cell at once, and the first of the largest
+wins: the labels are those of interpolating every class.
 
-Scores come class by class, so that neighbours in memory are neighbours in space. The inner loops are written for
-compilers: of constant length, without branches, with indices that are seen not to be negative.
+Scores come voxel by voxel, so that all classes of a corner are neighbours in memory. The inner loops are written for
+compilers: of constant length or over all classes, without branches, without views of arrays (each costs an atomic
+count), with indices that are seen not to be negative.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slice3d.compiled import compiled, compiled_loosely
+from slice3d.compiled import compiled
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Labels = NDArray[np.int32]
 
-BLOCK = 64  # cells of a row worked out at once
+LANES = 16  # voxels of a cell worked out at once: a vector of the widest kind
 
 
 class Runs(NamedTuple):
@@ -74,69 +74,92 @@ def columns(lower: Ints, weight: Floats, n_in: int) -> Columns:
 
 
 @compiled
-def strongest(scores: Floats, best: NDArray[np.int32], most: Floats, first: int, last: int) -> None:
-    """(C, pixels) scores → first of the largest, and its score, of pixels first…last-1."""
-    top = scores[0, first:last].copy()
-    which = np.zeros(last - first, np.int32)
-    for k in range(1, len(scores)):
-        line = scores[k, first:last]
-        label = np.int32(k)
-        for i in range(len(top)):
-            above = line[i] > top[i]
-            top[i] = line[i] if above else top[i]
-            which[i] = label if above else which[i]
-    best[first:last] = which
-    most[first:last] = top
+def _above(a: Floats, b: Floats, y: int, v: int, x: int, u: int, k: int, threshold: np.float32) -> int:
+    """At how many corners of the cell between rows y and v, columns x and u of two planes class k is above it."""
+    count = int(a[y, x, k] > threshold) + int(a[y, u, k] > threshold) + int(a[v, x, k] > threshold)
+    count += int(a[v, u, k] > threshold) + int(b[y, x, k] > threshold) + int(b[y, u, k] > threshold)
+    return count + int(b[v, x, k] > threshold) + int(b[v, u, k] > threshold)
 
 
 @compiled
-def _may_win(
-    a: Floats, b: Floats, k: int, y0: int, y1: int, x0: int, n: int, bound: Floats, largest: Floats
-) -> bool:  # fmt: skip
-    """Whether class k comes up to `bound` at some corner of its cell, in any of the cells from column x0 on."""
-    if k < 0 or y0 < 0 or y1 < 0 or x0 < 0:
-        return False
-    for i in range(n):
-        f, g = a[k, y0, x0 + i], a[k, y1, x0 + i]
-        largest[i] = f if f > g else g
-    for i in range(n):
-        f, g = b[k, y0, x0 + i], b[k, y1, x0 + i]
-        f = f if f > g else g
-        g = largest[i]
-        largest[i] = f if f > g else g
-    hits = np.int32(0)
-    for i in range(BLOCK):
-        f, g = largest[i], largest[i + 1]
-        f = f if f > g else g
-        hits += np.int32(1) if f >= bound[i] else np.int32(0)
-    return bool(hits > 0)
+def _winners(
+    best_a: NDArray[np.int32], best_b: NDArray[np.int32], y: int, v: int, x: int, u: int, corner: Ints, winners: Ints
+) -> int:  # fmt: skip
+    """How many classes win the corners of a cell, each once in winners (8,). corner: (8,), room to work."""
+    corner[0], corner[1], corner[2], corner[3] = best_a[y, x], best_a[y, u], best_a[v, x], best_a[v, u]
+    corner[4], corner[5], corner[6], corner[7] = best_b[y, x], best_b[y, u], best_b[v, x], best_b[v, u]
+    count = 0
+    for n in range(8):
+        known = False
+        for j in range(count):
+            known |= winners[j] == corner[n]
+        if not known:
+            winners[count] = corner[n]
+            count += 1
+    return count
 
 
 @compiled
-def _between_planes(a: Floats, b: Floats, w: float, k: int, y: int, x0: int, n: int, out: Floats) -> None:
-    """n scores of class k in a row between two planes; w: of the second plane."""
-    v = np.float32(1) - w
-    if k < 0 or y < 0 or x0 < 0:
+def _rivals(
+    a: Floats, b: Floats, y: int, v: int, x: int, u: int, winners: Ints, count: int, keep: NDArray[np.uint8]
+) -> None:  # fmt: skip
+    """keep: (C…,), whether a class comes up to every one of `count` winners at some corner of a cell, as in `_above`.
+
+    One that is below another at all of them is so everywhere between: interpolation, and rounding, keep the order.
+    """
+    if y < 0 or v < 0 or x < 0 or u < 0:  # never; compilers see by it that indices do not count from the end
         return
-    for i in range(n):
-        out[i] = v * a[k, y, x0 + i] + w * b[k, y, x0 + i]
+    for n in range(count):
+        m = winners[n]
+        a0, a1, a2, a3 = a[y, x, m], a[y, u, m], a[v, x, m], a[v, u, m]
+        b0, b1, b2, b3 = b[y, x, m], b[y, u, m], b[v, x, m], b[v, u, m]
+        for k in range(a.shape[2]):
+            one = (a[y, x, k] >= a0) | (a[y, u, k] >= a1) | (a[v, x, k] >= a2) | (a[v, u, k] >= a3)
+            other = (b[y, x, k] >= b0) | (b[y, u, k] >= b1) | (b[v, x, k] >= b2) | (b[v, u, k] >= b3)
+            keep[k] = np.uint8(one | other) if n == 0 else keep[k] & np.uint8(one | other)
+
+
+@compiled
+def _listed(keep: NDArray[np.uint8], some: NDArray[np.uint64], values: NDArray[np.uint16], candidate: Ints) -> int:
+    """How many classes are kept, listed in `candidate`; one of them where all give the same label. some: 8 of keep each."""
+    count, alike = 0, True
+    for word in range(len(some)):
+        if some[word]:
+            for k in range(8 * word, 8 * word + 8):
+                if keep[k]:
+                    candidate[count] = k
+                    count += 1
+                    alike &= values[k] == values[candidate[0]]
+    return 1 if alike else count
 
 
 @compiled
 def _compete(
-    lines: Floats, count: int, weight: Floats, candidate: NDArray[np.int32], raises: bool, most: Floats, winner: Labels
+    corner: Floats, k: int, weight: Floats, blocks: int, raises: bool, most: Floats, winner: NDArray[np.uint32]
 ) -> None:  # fmt: skip
-    """A class wins where its score between columns is above `most`, which it raises or not; one after the other."""
-    one = np.float32(1)
-    for j in range(count):
-        k = candidate[j]
-        for i in range(BLOCK):
-            w = weight[i]
-            score = (one - w) * lines[j, i] + w * lines[j, i + 1]
-            before, holder = most[i], winner[i]
+    """Class k wins in those voxels of a cell where its score is above `most`, which it raises or not.
+
+    corner: (8,), its scores at the corners, slab axis first. weight: (3, blocks, LANES) of the far ones along each axis,
+    one per voxel; most, winner: (blocks, LANES).
+    """
+    one, label = np.float32(1), np.uint32(k)
+    a, b, c, d = corner[0], corner[1], corner[2], corner[3]
+    e, f, g, h = corner[4], corner[5], corner[6], corner[7]
+    for n in range(blocks):
+        for i in range(LANES):
+            w = weight[0, n, i]
+            v = one - w
+            p, q, r, s = v * a + w * e, v * b + w * f, v * c + w * g, v * d + w * h
+            w = weight[1, n, i]
+            v = one - w
+            p, q = v * p + w * r, v * q + w * s
+            w = weight[2, n, i]
+            v = one - w
+            score = v * p + w * q
+            before, holder = most[n, i], winner[n, i]
             above = score > before
-            winner[i] = k if above else holder
-            most[i] = score if above & raises else before
+            winner[n, i] = label if above else holder
+            most[n, i] = score if above & raises else before
 
 
 @compiled
@@ -154,167 +177,86 @@ def labels_between(
     first: int,
     last: int,
 ) -> None:
-    """Labels between two planes of scores (C, H, W), runs first…last-1 of the rows.
+    """Labels between two planes of scores (H, W, C), runs first…last-1 of the rows.
 
     threshold: −inf where the strongest class wins; else each class is on above it, and later ones overwrite earlier
     ones. best_a, best_b: (H, W) strongest class, where it wins. slab_weight: of `b`, one per output plane. values: label
-    of each class. out: (planes, height, width).
+    of each class, and of none. out: (planes, height, width).
     """
-    classes, width = a.shape[0], a.shape[2]
-    one, low = np.float32(1), np.float32(threshold)
+    width, classes = a.shape[1], a.shape[2]
+    planes, phases = len(slab_weight), len(columns.weight)
+    low = np.float32(threshold)
     exclusive = threshold == -np.inf
-    bound = np.empty(BLOCK, np.float32)
-    largest = np.zeros(BLOCK + 1, np.float32)
-    top = np.zeros((classes, BLOCK + 1), np.float32)
-    bottom = np.zeros((classes, BLOCK + 1), np.float32)
-    line = np.zeros((classes, BLOCK + 1), np.float32)
-    weight = np.zeros((len(columns.weight), BLOCK), np.float32)
-    most = np.empty(BLOCK, np.float32)
-    winner = np.empty(BLOCK, np.int32)
-    candidate = np.empty(classes, np.int32)
+    mixed = np.empty(width, np.bool_)
+    line = np.empty(out.shape[2], values.dtype)
+    corner_best = np.empty(8, np.int64)
+    winners = np.empty(8, np.int64)
+    keep = np.zeros((classes + 7) // 8 * 8, np.uint8)
+    some = keep.view(np.uint64)  # eight classes at a time, of which most often none is kept
+    candidate = np.empty(classes, np.int64)
+    corner = np.empty(8, np.float32)
+    most_rows = (rows.stop[first:last] - rows.start[first:last]).max()
+    room = (planes * most_rows * phases + LANES - 1) // LANES
+    weights, most, winner = (
+        np.zeros((3, room, LANES), np.float32), np.empty((room, LANES), np.float32), np.empty((room, LANES), np.uint32)
+    )  # fmt: skip
+    weight, tops, holder = weights.reshape(3, -1), most.reshape(-1), winner.reshape(-1)
     for r in range(first, last):
-        y0, y1 = rows.low[r], rows.high[r]
-        for x0 in range(0, width, BLOCK):
-            n = min(BLOCK, width - x0)
-            wide = min(BLOCK + 1, width - x0)
-            left, right = columns.start[x0], columns.start[x0 + n - 1] + columns.outputs[x0 + n - 1]
-            if left == right:
-                continue
-            m = best_a[y0, x0]
-            same = exclusive
-            for x in range(x0, x0 + wide):
-                same &= best_a[y0, x] == m and best_a[y1, x] == m and best_b[y0, x] == m and best_b[y1, x] == m
-                if not same:
-                    break
-            label = values[m]
-            count = 0
-            if not same:
-                bound[:] = np.inf
-                bound[:n] = low
-                largest[:] = -np.inf
-                if exclusive:
-                    for i in range(n):
-                        x, u = x0 + i, min(x0 + i + 1, width - 1)
-                        k = best_a[y0, x]
-                        bound[i] = min(
-                            min(min(a[k, y0, x], a[k, y0, u]), min(a[k, y1, x], a[k, y1, u])),
-                            min(min(b[k, y0, x], b[k, y0, u]), min(b[k, y1, x], b[k, y1, u])),
-                        )
+        y, v = rows.low[r], rows.high[r]
+        top, height = rows.start[r], rows.stop[r] - rows.start[r]
+        area = planes * height
+        for x in range(width):
+            u = min(x + 1, width - 1)
+            if exclusive:
+                m = best_a[y, x]
+                label = values[m]
+                same = (best_a[v, x] == m) & (best_b[y, x] == m) & (best_b[v, x] == m) & (best_a[y, u] == m)
+                mixed[x] = not (same & (best_a[v, u] == m) & (best_b[y, u] == m) & (best_b[v, u] == m))
+            else:
+                label, mixed[x] = values[classes], False
                 for k in range(classes):
-                    if _may_win(a, b, k, y0, y1, x0, wide, bound, largest):
+                    corners = _above(a, b, y, v, x, u, k, low)
+                    mixed[x] |= 0 < corners < 8
+                    label = values[k] if corners == 8 else label
+            for t in range(columns.start[x], columns.start[x] + columns.outputs[x]):
+                line[t] = label
+        for z in range(planes):
+            for h in range(top, top + height):
+                out[z, h] = line
+        for t in range(phases):
+            for z in range(planes):
+                for h in range(height):
+                    n = (t * planes + z) * height + h
+                    weight[0, n], weight[1, n] = slab_weight[z], rows.weight[top + h]
+        for x in range(width):
+            outputs = columns.outputs[x]
+            if not mixed[x] or not outputs:
+                continue
+            u = min(x + 1, width - 1)
+            count = 0
+            if exclusive:
+                count = _winners(best_a, best_b, y, v, x, u, corner_best, winners)
+                _rivals(a, b, y, v, x, u, winners, count, keep)
+                count = _listed(keep, some, values, candidate)
+            else:
+                for k in range(classes):
+                    if _above(a, b, y, v, x, u, k, low):
                         candidate[count] = k
                         count += 1
-                same = exclusive or count == 0
-                label = values[candidate[0]] if count else values[0] * 0
-                for j in range(count):
-                    same &= values[candidate[j]] == label
-            if same:
-                for z in range(len(slab_weight)):
-                    for y in range(rows.start[r], rows.stop[r]):
-                        for x in range(left, right):
-                            out[z, y, x] = label
-                continue
-            phases = columns.outputs[x0 : x0 + n].max()
-            weight[:, :n] = columns.weight[:, x0 : x0 + n]
-            for z in range(len(slab_weight)):
-                for j in range(count):
-                    _between_planes(a, b, slab_weight[z], candidate[j], y0, x0, wide, top[j])
-                    _between_planes(a, b, slab_weight[z], candidate[j], y1, x0, wide, bottom[j])
-                for y in range(rows.start[r], rows.stop[r]):
-                    w = rows.weight[y]
-                    v = one - w
-                    for j in range(count):
-                        for i in range(BLOCK + 1):
-                            line[j, i] = v * top[j, i] + w * bottom[j, i]
-                    for t in range(phases):
-                        most[:] = low
-                        winner[:] = -1
-                        _compete(line, count, weight[t], candidate, exclusive, most, winner)
-                        for i in range(n):
-                            if t < columns.outputs[x0 + i]:
-                                k = winner[i]
-                                out[z, y, columns.start[x0 + i] + t] = values[k] if k >= 0 else 0
-
-
-@compiled_loosely
-def tally(
-    scores: Floats,
-    probability: Floats,
-    best: NDArray[np.int32],
-    most: Floats,
-    owners: NDArray[np.bool_],
-    mass: NDArray[np.float64],
-    sums: NDArray[np.float64],
-    first: int,
-    last: int,
-) -> None:
-    """Sums over pixels first…last-1 of a plane (C, pixels). owners: (groups, C), which classes belong to which group.
-
-    best, most: strongest class and its score. mass: (C,) += probabilities. sums: (groups, 3) += voxels, the group's own
-    probability and the entropy (nats) where the strongest class is one of the group's.
-    """
-    classes = len(scores)
-    # Σ p (s − s of the strongest): with it, −Σ p log p takes one logarithm a pixel
-    spread = np.zeros(last - first, np.float32)
-    strongest = most[first:last]
-    for k in range(classes):
-        p, s = probability[k, first:last], scores[k, first:last]
-        whole = np.float32(0)
-        for i in range(len(spread)):
-            whole += p[i]
-            spread[i] += p[i] * (s[i] - strongest[i])
-        mass[k] += whole
-    groups = np.empty((classes, len(owners)), np.int64)
-    count = np.zeros(classes, np.int64)
-    members = np.empty((len(owners), classes), np.int64)
-    size = np.zeros(len(owners), np.int64)
-    for g in range(len(owners)):
-        for k in range(classes):
-            if owners[g, k]:
-                groups[k, count[k]] = g
-                count[k] += 1
-                members[g, size[g]] = k
-                size[g] += 1
-    for c in range(first, last):
-        m = best[c]
-        if not count[m]:
-            continue
-        entropy = -np.log(probability[m, c]) - spread[c - first]
-        for n in range(count[m]):
-            g = groups[m, n]
-            own = np.float32(0)
-            for j in range(size[g]):
-                own += probability[members[g, j], c]
-            sums[g, 0] += 1
-            sums[g, 1] += own
-            sums[g, 2] += entropy
-
-
-@compiled
-def census(best: NDArray[np.int32], moments: NDArray[np.float64], extent: Ints) -> None:
-    """Per class of a plane (H, W; −1: none): moments += voxels and sums of row and column; extent: (C, 4) first and last of each."""
-    for r in range(best.shape[0]):
-        for c in range(best.shape[1]):
-            k = best[r, c]
-            if k < 0:
-                continue
-            moments[k, 0] += 1
-            moments[k, 1] += r
-            moments[k, 2] += c
-            extent[k, 0], extent[k, 1] = min(extent[k, 0], r), min(extent[k, 1], c)
-            extent[k, 2], extent[k, 3] = max(extent[k, 2], r), max(extent[k, 3], c)
-
-
-@compiled
-def counted(labels: NDArray[np.uint16], count: NDArray[np.int64]) -> None:
-    """count[k] += voxels of label k. labels: (N,). Four tables in turn: one alone would wait for its own last write."""
-    table = np.zeros((4, len(count)), np.int64)
-    most = len(labels) // 4 * 4
-    for i in range(0, most, 4):
-        for j in range(4):
-            table[j, labels[i + j]] += 1
-    for i in range(most, len(labels)):
-        table[0, labels[i]] += 1
-    for j in range(4):
-        for k in range(len(count)):
-            count[k] += table[j, k]
+            length = area * outputs
+            for t in range(outputs):
+                for n in range(t * area, t * area + area):
+                    weight[2, n] = columns.weight[t, x]
+            for n in range(length):
+                tops[n], holder[n] = low, classes
+            for j in range(count):
+                k = candidate[j]
+                corner[0], corner[1], corner[2], corner[3] = a[y, x, k], a[y, u, k], a[v, x, k], a[v, u, k]
+                corner[4], corner[5], corner[6], corner[7] = b[y, x, k], b[y, u, k], b[v, x, k], b[v, u, k]
+                _compete(corner, k, weights, (length + LANES - 1) // LANES, exclusive, most, winner)
+            n = 0
+            for t in range(columns.start[x], columns.start[x] + outputs):
+                for z in range(planes):
+                    for h in range(top, top + height):
+                        out[z, h, t] = values[holder[n]]
+                        n += 1

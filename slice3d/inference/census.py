@@ -32,18 +32,18 @@ class Census:
 
     def take(self, scores: torch.Tensor, best: NDArray[np.int32] | None, origin: tuple[int, int]) -> None:
         """scores: (H, W, C) of the next plane; best: its strongest channels (softmax); origin: of its (H, W)."""
-        from slice3d.inference import cells
+        from slice3d.inference import pixels
 
         height, width, channels = scores.shape
         moments = np.zeros((channels, 3))
         extent = np.tile(np.array([height, width, -1, -1]), (channels, 1))
         if best is not None:
-            cells.census(best, moments, extent)
+            pixels.census(best, moments, extent)
         else:
             on = (scores > self.threshold).cpu().numpy()
             for channel in range(channels):
                 mine = np.where(on[..., channel], 0, -1).astype(np.int32)
-                cells.census(mine, moments[channel : channel + 1], extent[channel : channel + 1])
+                pixels.census(mine, moments[channel : channel + 1], extent[channel : channel + 1])
         count = moments[:, 0]
         sums = [count, count * self.taken, moments[:, 1] + count * origin[0], moments[:, 2] + count * origin[1]]
         self.moments += np.stack(sums, 1)

@@ -199,6 +199,8 @@ class Engine:
 
     def _refine(self, case: Case, box: Box | None, labels: NDArray[Any], decision: Decision) -> Reducer:
         """All tiles, flips and folds that reach the box, reduced to labels there (everywhere when box is None)."""
+        import torch
+
         frame, order, shape = case.frame, case.order, case.shape
         low, high = (np.zeros(3, int), np.array(shape)) if box is None else box
         view = np.transpose(moved(labels, frame), order)
@@ -207,6 +209,7 @@ class Engine:
             window(int(a), int(b), n_in=n, n_out=m, step=s)
             for a, b, n, m, s in zip(low, high, shape, view.shape, steps, strict=True)
         ]
+        plane = [int(n) for n in (high - low)[1:]]
         settings = case.settings
         sweep = self._sweep(settings)
         with ThreadPoolExecutor(settings.threads or cores()) as pool:
@@ -220,9 +223,11 @@ class Engine:
                 orders=permuted(frame.score_orders, order),
                 device=self.device,
             )
+            # a reducer still holds the plane before; fresh memory for every plane would take longer than what is put in it
+            rooms = [torch.empty((*plane, self.networks.channels_out), device=self.device) for _ in range(2)]
             for index, averaged in planes(self.networks, case, sweep, low, high):
                 start = time.perf_counter()
-                reducer.take(index, self.networks.scores(averaged))
+                reducer.take(index, self.networks.scores(averaged, rooms[index % 2]))
                 case.run.clock("reduce", start)
         return reducer
 

@@ -82,21 +82,22 @@ class Networks:
                 f"{self.channels_out}; the package's description is wrong"
             )
 
-    def scores(self, averaged: torch.Tensor) -> torch.Tensor:
+    def scores(self, averaged: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """(…, width) averaged values → (…, channels_out) float32 scores. Raises `ModelError` for NaN or infinity.
 
-        Where the head comes here, scores lie class by class in memory.
+        out: memory for them, used where they are not the averaged values themselves.
         """
         import torch
+
+        from slice3d.models.loading import finite
 
         head = self.folds[0].head
         scores = averaged
         if head is not None:
             flat = averaged.reshape(-1, averaged.shape[-1])
-            by_class = torch.addmm(head.bias[:, None], head.weight, flat.T)
-            scores = by_class.view(-1, *averaged.shape[:-1]).movedim(0, -1)
-        # a sum is finite only when all terms are; the other way round large ones may add up to infinity
-        if not bool(torch.isfinite(scores.sum())) and not bool(torch.isfinite(scores).all()):
+            flat_out = None if out is None else out.view(-1, out.shape[-1])
+            scores = torch.addmm(head.bias, flat, head.weight.T, out=flat_out).view(*averaged.shape[:-1], -1)
+        if not finite(scores):
             raise ModelError(
                 f"model {self.package.name!r} gave NaN or infinite scores in {self.dtype}; "
                 "check the image for extreme values, or calculate in float32 (InferenceSettings.precision)"

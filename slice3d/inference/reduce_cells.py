@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slice3d.inference import cells
+from slice3d.inference import cells, pixels
 from slice3d.inference.reduce import Reducer
 
 if TYPE_CHECKING:
@@ -30,22 +30,25 @@ class CellReducer(Reducer):
             cells.runs(low, weight, n) for (low, weight), n in zip(self.around[:2], inputs[:2], strict=True)
         )
         self.cell_columns = cells.columns(*self.around[2], inputs[2])
+        most = int((self.slab_runs.stop - self.slab_runs.start).max(initial=0))
+        # for every layer anew it would cost more than what is put into it
+        self.room = np.empty((most, *self.labels.shape[1:]), self.labels.dtype)
         self.next_run = 0
         self.before: tuple[NDArray[np.float32], NDArray[np.int32]] | None = None
-        self.table = np.array(self.decision.values, self.labels.dtype)
-        self.owners = np.zeros((len(self.tallies), len(self.table)), np.bool_)
-        for row, channels in zip(self.owners, self.decision.groups.values(), strict=True):
-            row[list(channels)] = True
+        self.table = np.array([*self.decision.values, 0], self.labels.dtype)
+        groups = tuple(self.decision.groups.values())
+        self.owners = pixels.owners(groups, len(self.decision.values))
+        self.members = np.zeros((len(groups), len(self.decision.values)))
+        for row, channels in zip(self.members, groups, strict=True):
+            row[list(channels)] = 1
 
     def take(self, index: int, scores: torch.Tensor) -> None:
         """scores: (H, W, C) float32 of plane `index`, counted from the window's first; planes come in order."""
-        plane = scores.permute(2, 0, 1).contiguous().numpy()  # a copy only where scores come voxel by voxel
-        best = np.zeros(plane.shape[1:], np.int32)
+        plane = scores.contiguous().numpy()
+        best = np.zeros(plane.shape[:2], np.int32)
         if self.decision.activation == "softmax":
-            flat, most = plane.reshape(len(plane), -1), np.empty(best.size, np.float32)
-            self._share(best.size, lambda part, *run: cells.strongest(flat, best.reshape(-1), most, *run))
+            self._judge(plane, best)
             self.census.take(scores, best, self.origin)
-            self._sum_up(flat, best.reshape(-1), most)
         else:
             self._tally(scores)
         while self.next_run < len(self.slab_runs.low) and self.slab_runs.high[self.next_run] <= index:
@@ -66,7 +69,7 @@ class CellReducer(Reducer):
         weight = self.weight[start:stop]
         rows, softmax = self.row_runs, self.decision.activation == "softmax"
         threshold = -np.inf if softmax else self.decision.threshold
-        out = np.empty((stop - start, *self.labels.shape[1:]), self.labels.dtype)
+        out = self.room[: stop - start]
 
         def work(part: int, first: int, last: int) -> None:
             cells.labels_between(
@@ -77,21 +80,16 @@ class CellReducer(Reducer):
 
         self._share(len(rows.low), work)
 
-    def _sum_up(self, scores: NDArray[np.float32], best: NDArray[np.int32], most: NDArray[np.float32]) -> None:
-        """scores: (C, pixels); best, most: strongest class and its score."""
-        import torch
-
-        if not self.tallies:
-            return
-        probability = torch.from_numpy(scores).softmax(0).numpy()
-        mass = np.zeros((_PARTS, len(scores)))
+    def _judge(self, plane: NDArray[np.float32], best: NDArray[np.int32]) -> None:
+        """The strongest class of each pixel into best (H, W), and the sums behind the expected Dice; plane: (H, W, C)."""
+        mass = np.zeros((_PARTS, plane.shape[2]))
         sums = np.zeros((_PARTS, len(self.tallies), 3))
 
         def work(part: int, first: int, last: int) -> None:
-            cells.tally(scores, probability, best, most, self.owners, mass[part], sums[part], first, last)
+            pixels.judge(plane, best, self.owners, mass[part], sums[part], first, last)
 
-        self._share(len(best), work)
-        whole = self.owners @ mass.sum(0)
+        self._share(len(plane), work)
+        whole = self.members @ mass.sum(0)
         for tally, probable, (voxels, inside, entropy) in zip(
             self.tallies.values(), whole.tolist(), sums.sum(0).tolist(), strict=True
         ):

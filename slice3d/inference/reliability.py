@@ -100,11 +100,11 @@ def check_result(
 
 def _counted(labels: NDArray[Any]) -> NDArray[np.int64]:
     """Voxels of each label value."""
-    from slice3d.inference import cells
+    from slice3d.inference import pixels
 
     count = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
     for plane in np.moveaxis(labels, int(np.argmax(np.abs(labels.strides))), 0):
-        cells.counted(plane.ravel(order="K"), count)
+        pixels.counted(plane.ravel(order="K"), count)
     return count
 
 

@@ -18,7 +18,7 @@ from slice3d.errors import GeometryError, InputError
 from slice3d.findings import Finding
 from slice3d.grid import Grid
 from slice3d.io.files import atomic
-from slice3d.io.packed import IMAGES, LABELS, packed, unpacked
+from slice3d.io.packed import packed, unpacked
 from slice3d.volume import Segmentation, Volume, freeze
 
 # corners of the field of view may differ by this much between sform and qform before it is reported; single-precision
@@ -321,6 +321,6 @@ def write_nifti(data: NDArray[Any], grid: Grid, path: Path, *, names: Mapping[in
     payload = image.to_bytes()
     with atomic(path) as part:
         if path.name.lower().endswith(".gz"):
-            part.write_bytes(packed(payload, IMAGES if names is None else LABELS))
+            part.write_bytes(packed(payload, labels=names is not None))
         else:
             part.write_bytes(payload)

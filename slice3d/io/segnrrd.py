@@ -19,7 +19,7 @@ from slice3d.grid import Grid
 from slice3d.io.files import atomic
 from slice3d.io.layers import combine, unique
 from slice3d.io.nifti import as_labels
-from slice3d.io.packed import IMAGES, LABELS, packed
+from slice3d.io.packed import packed
 from slice3d.io.terms import ANATOMICAL, ANATOMICAL_IN_SLICER, category_of, laterality_of
 from slice3d.volume import Segmentation, freeze
 
@@ -122,7 +122,7 @@ def write_nrrd(
     payload = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
     with atomic(path) as part, part.open("wb") as raw:
         raw.write(("\n".join(lines) + "\n\n").encode("utf-8"))
-        raw.write(packed(payload, IMAGES if fields is None else LABELS))
+        raw.write(packed(payload, labels=fields is not None))
 
 
 def _vector(values: list[float]) -> str:

@@ -94,22 +94,23 @@ def test_cells_give_what_interpolating_every_class_gives(
 
 
 @given(
-    width=st.sampled_from([63, 64, 65, 66, 127, 128, 129, 131]), step=STEP, seed=st.integers(0, 99),
-    kind=st.sampled_from(["noise", "blobs", "ties"]), activation=st.sampled_from(["softmax", "sigmoid"]),
+    width=st.sampled_from([1, 2, 15, 40]), classes=st.sampled_from([5, 7, 8, 9, 16, 17, 33]), step=STEP,
+    seed=st.integers(0, 99), kind=st.sampled_from(["noise", "blobs", "ties"]),
+    activation=st.sampled_from(["softmax", "sigmoid"]),
 )  # fmt: skip
 @settings(max_examples=50, deadline=None)
-def test_rows_longer_than_what_is_worked_out_at_once(
-    width: int, step: float, seed: int, kind: str, activation: str
+def test_more_classes_than_are_worked_out_at_once(
+    width: int, classes: int, step: float, seed: int, kind: str, activation: str
 ) -> None:
-    """64 cells at a time: what lies between two such runs, and where the last one is short or a single voxel."""
-    scores = scores_of((3, 2, width), 5, seed, "noise" if kind == "blobs" else kind)
+    """Vectors of classes, whole ones and with a rest; few borders and many."""
+    scores = scores_of((3, 2, width), classes, seed, "noise" if kind == "blobs" else kind)
     if kind == "blobs":  # long runs of one class, borders anywhere
-        border = np.random.default_rng(seed).integers(0, width, 2)
+        border = np.random.default_rng(seed).integers(0, width + 1, 2)
         scores[..., 0] += 9
         scores[:, :, border.min() : border.max(), 1] += 20
     steps = (0.6, 1.3, step)
     out = shape_for((3, 2, width), steps)
-    decision = Decision(activation, (0, 4, 2, 1, 3), threshold=0.2)
+    decision = Decision(activation, (0, 4, 2, 1, 3, *range(5, classes)), threshold=0.2)
     labels, _ = reduced(CellReducer, scores, out, steps, (1, 1, 1), decision)
     fine = interpolated(scores, out, steps, (1, 1, 1))
     if activation == "softmax":

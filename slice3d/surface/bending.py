@@ -149,7 +149,8 @@ def bounds(mask: NDArray[np.bool_], spacing: Floats) -> tuple[Array, Array, Arra
 
 def _distance_to(mask: NDArray[np.bool_], spacing: Floats) -> Array:
     """(i, j, k) float32 mm from each voxel to the nearest one of the mask."""
-    out = np.where(mask, np.float32(0), np.float32(np.inf))
+    # views below need rows in a row, whatever the order of the mask
+    out: Array = np.ascontiguousarray(np.where(mask, np.float32(0), np.float32(np.inf)))
     for axis in (2, 1, 0):
         _lower_envelope(out.reshape(int(np.prod(mask.shape[:axis])), mask.shape[axis], -1), float(spacing[axis]))
     return np.sqrt(out, out=out)

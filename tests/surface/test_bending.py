@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from slice3d.surface import bending
+from slice3d.grid import Grid
+from slice3d.surface import bending, surface
 from slice3d.surface.contour import snap
+from slice3d.volume import Segmentation
 
 
 @pytest.mark.parametrize("part", [0.001, 0.05, 0.7])
@@ -44,3 +46,20 @@ def test_values_keep_away_from_zero_by_the_steps_across_the_surface() -> None:
     expected = np.where(values > 0, np.maximum(values, least), np.minimum(values, -least))
     np.testing.assert_allclose(snap(values), expected, rtol=1e-6)
     assert np.array_equal(snap(values) > 0, values > 0)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 3.0), (0.8, 0.8, 5.0), (1.0, 1.0, 1.0)])
+def test_the_order_in_memory_does_not_matter(spacing: tuple[float, float, float]) -> None:
+    """Files are often read with the first axis running fastest."""
+    i, j, k = (n * s for n, s in zip(np.indices((24, 20, 12)), spacing, strict=True))
+    mask = ((i - 12) / 8) ** 2 + ((j - 10) / 6) ** 2 + ((k - 6 * spacing[2]) / (4 * spacing[2])) ** 2 < 1
+    there = np.asfortranarray(mask)
+    assert np.array_equal(
+        bending.least_bending(mask, np.array(spacing)), bending.least_bending(there, np.array(spacing))
+    )
+    labels = [Segmentation(order(mask.astype(np.uint8)), Grid.from_spacing(mask.shape, spacing), {1: "liver"})
+              for order in (np.ascontiguousarray, np.asfortranarray)]  # fmt: skip
+    one, other = (surface(made, "liver") for made in labels)
+    assert len(one.faces) > 100
+    assert np.array_equal(one.vertices, other.vertices)
+    assert np.array_equal(one.faces, other.faces)

@@ -87,21 +87,19 @@ class Scale:
     sure: float = 2.0
     outweigh: float = np.inf
 
-    def limited(self, fits: Array, image: Array, bone: int | None) -> Array:
+    def limited(self, fits: Array, image: Array, bone: int | None, rival: Array) -> Array:
         """(n, K) log likelihoods of n voxels, brought near enough to each other to respect `outweigh`.
 
-        bone: tissue that may outweigh the others `_COMPACT_MORE` times further where the image is as bright as compact bone.
+        bone: tissue that may outweigh its rival `_COMPACT_MORE` times further where the image is as bright as compact bone.
+        rival: (n,) tissue that the network finds likeliest but for bone.
         """
         near: Array = np.maximum(fits, fits.max(1, keepdims=True) - np.float32(np.log(self.outweigh)))
         if bone is None or not self.absolute:
             return near
         bright = np.flatnonzero(np.asarray(image) > _COMPACT_HU)
-        others = np.delete(fits[bright], bone, axis=1)
-        best = others.max(1, keepdims=True)
-        others = np.maximum(others, best - np.float32(np.log(self.outweigh)))
-        reach = np.float32(np.log(self.outweigh * _COMPACT_MORE))
-        own = np.clip(fits[bright, bone], best[:, 0] - np.float32(np.log(self.outweigh)), best[:, 0] + reach)
-        near[bright] = np.insert(others, bone, own, axis=1)
+        other = rival[bright]
+        wanted = np.minimum(fits[bright, bone] - fits[bright, other], np.float32(np.log(self.outweigh * _COMPACT_MORE)))
+        near[bright, bone] += np.maximum(0, wanted - (near[bright, bone] - near[bright, other]))
         return near
 
     def values(self, image: Array) -> Array:
@@ -141,6 +139,7 @@ class GreyReducer(Reducer):
 
         super().__init__(*args, **options)
         self.image, self.owner, self.found, self.scale, self.bone = image, owner, found, scale, bone
+        self.no_bone = np.flatnonzero(owner != bone)
         heights, widths = (
             torch.bincount(low, minlength=w.high - w.low).float()
             for low, w in zip((self.rows, self.columns), options["windows"][1:], strict=True)
@@ -176,7 +175,7 @@ class GreyReducer(Reducer):
             terms = self.scale.terms(self.image.shape, np.full(len(i), depth), i, j)
             grey = self.image[depth][i, j]
             fits = self.found.log_likelihood(self.scale.values(grey), terms)
-            fits = self.scale.limited(fits, grey, self.bone)
+            fits = self.scale.limited(fits, grey, self.bone, self._rival(scores))
             scores += torch.from_numpy(fits[:, self.owner])
             best = scores.argmax(-1)
             self._count(scores.softmax(-1), best, torch.ones(len(some)))
@@ -186,6 +185,11 @@ class GreyReducer(Reducer):
         self.labels[out] = result.numpy()
         for name, field in probabilities.items():
             self.probability[name][self.box][out] = field.view(result.shape).half().numpy()
+
+    def _rival(self, scores: torch.Tensor) -> Array:
+        """(n,) tissue of the strongest channel that is no bone."""
+        out: Array = self.owner[self.no_bone[scores[:, self.no_bone].argmax(1).numpy()]]
+        return out
 
     def _count(self, shares: torch.Tensor, best: torch.Tensor, weight: torch.Tensor) -> None:
         """Add voxels to the sums: shares (…, C), strongest channel (…), how many study voxels each stands for (…)."""

@@ -228,15 +228,18 @@ def test_what_is_as_bright_as_compact_bone_may_be_bone_but_no_heart_becomes_an_a
     from slice3d.inference.by_intensity import Scale
 
     hounsfield = Scale(True, -900.0, 600.0, outweigh=8.0)
-    fits = np.log(np.array([[1e-9, 1e-4, 1.0], [1e-4, 1.0, 1e-9], [1e-9, 1e-9, 1.0]])).astype(np.float32)
-    image = np.array([300, 300, 100], np.int16)
-    body, aorta, bone = 0, 1, 2
-    near = np.exp(hounsfield.limited(fits, image, bone))
-    assert near[0, bone] / near[0, [body, aorta]].max() == pytest.approx(96, rel=1e-3)
+    body, aorta, bone, _ = range(4)
+    # what was never seen in this image may look likelier than anything
+    fits = np.log(np.array([[1e-9, 1e-4, 0.1, 1.0], [1e-4, 1.0, 1e-9, 1e-9], [1e-9, 1e-9, 1.0, 1e-9]])).astype(
+        np.float32
+    )
+    image, rival = np.array([300, 300, 100], np.int16), np.array([body, body, body])
+    near = np.exp(hounsfield.limited(fits, image, bone, rival))
+    assert near[0, bone] / near[0, body] == pytest.approx(96, rel=1e-3)
     assert near[1, aorta] / near[1, body] == pytest.approx(8, rel=1e-3), "contrast medium in both: as the network says"
     assert near[1].max() / near[1, bone] == pytest.approx(8, rel=1e-3)
     assert near[2, bone] / near[2, body] == pytest.approx(8, rel=1e-3), "as dark as marrow or muscle"
-    without = np.exp(hounsfield.limited(fits, image, None))
+    without = np.exp(hounsfield.limited(fits, image, None, rival))
     assert np.all(without.max(1) / without.min(1) == pytest.approx(8, rel=1e-3))
     free = Scale(False, 0.0, 500.0)
-    assert np.array_equal(free.limited(fits, image, bone), fits)
+    assert np.array_equal(free.limited(fits, image, bone, rival), fits)

@@ -17,8 +17,10 @@ from slice3d.grid import Grid, describe
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """The array itself when nobody can write to it, else a read-only copy of it."""
+    """The array itself when nobody can write to it, else a read-only copy of it; in this machine's byte order."""
     array = np.asarray(array)
+    if not array.dtype.isnative:  # compiled code would read its bytes the wrong way round
+        array = array.astype(array.dtype.newbyteorder("="))
     owner = array.base if array.base is not None else array
     if not array.flags.writeable and not getattr(getattr(owner, "flags", None), "writeable", False):
         return array

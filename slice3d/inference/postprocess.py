@@ -165,7 +165,13 @@ def _drop_branches(
         here = thin[reach] == number
         contact = cores[reach] * ndimage.binary_dilation(here, structure=everywhere)
         touched = np.unique(contact[contact > 0])
-        if len(touched) == 1 and _on_its_side(contact > 0, cores[reach] == touched[0], spacing_mm, 3 * thinnest_mm):
+        away = ndimage.distance_transform_edt(cores[reach] == 0, sampling=spacing_mm)[here].max()
+        # the sides of a flattened aorta stay: they lie along it, and no artery is that short
+        if (
+            len(touched) == 1
+            and away > thinnest_mm / 2
+            and _on_its_side(contact > 0, cores[reach] == touched[0], spacing_mm, 3 * thinnest_mm)
+        ):
             labels[box][reach][here] = body
             lost += int(np.count_nonzero(here))
     return lost, int(np.count_nonzero(inside)) - lost

@@ -71,7 +71,8 @@ def least_bending(mask: NDArray[np.bool_], spacing: Floats) -> Array:
 def solve(low: Array, high: Array, start: Array, spacing: Floats, *, wave: float, iterations: int) -> Array:
     """The function between two bounds whose third derivatives are least, by over-relaxed ADMM.
 
-    The quadratic step is exact in the cosine basis, but for waves that it would leave next to nothing of. wave: length, in slice distances, that converges fastest.
+    The quadratic step is exact in the cosine basis, but for waves that it would leave next to nothing of. wave: length, in
+    slice distances, that converges fastest.
     """
     from scipy.fft import next_fast_len
 
@@ -153,7 +154,9 @@ def _distance_to(mask: NDArray[np.bool_], spacing: Floats) -> Array:
     out: Array = np.ascontiguousarray(np.where(mask, np.float32(0), np.float32(np.inf)))
     for axis in (2, 1, 0):
         _lower_envelope(out.reshape(int(np.prod(mask.shape[:axis])), mask.shape[axis], -1), float(spacing[axis]))
-    return np.sqrt(out, out=out)
+    # where the mask is empty: farther than anything in the volume, but finite
+    longest = np.float32(np.linalg.norm(np.asarray(mask.shape) * spacing))
+    return np.minimum(np.sqrt(out, out=out), longest, out=out)
 
 
 @compiled

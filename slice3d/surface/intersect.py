@@ -11,7 +11,7 @@ Pairs = NDArray[np.int64]
 Floats = NDArray[np.float64]
 # of the size of two faces: nearer than this they touch
 _TOUCH = 1e-7
-# what `_sort_out` makes of two faces: of no interest, without a common edge, with one
+# what `_kind` makes of two faces: of no interest, without a common edge, with one
 _APART, _FREE, _EDGE = 0, 1, 2
 
 

@@ -311,3 +311,13 @@ def test_a_whole_aorta_is_not_gnawed_at(spacing: tuple[float, float, float], dia
         made = Segmentation(array, Grid(shape, np.diag([*spacing, 1.0])), {1: "aorta", 2: "body"})  # type: ignore[arg-type]
         kept = np.count_nonzero(clean(made, ["aorta"]).labels == 1)
         assert kept > 0.97 * np.count_nonzero(tube)
+
+
+def test_a_flattened_aorta_keeps_its_sides() -> None:
+    shape = (50, 40, 130)
+    i, j, _ = (n * 0.8 for n in np.indices(shape))
+    flat = ((i - 20) / 14) ** 2 + ((j - 16) / 7) ** 2 < 1
+    made = Segmentation(
+        np.where(flat, 1, 2).astype(np.uint8), Grid(shape, np.diag([0.8, 0.8, 0.8, 1])), {1: "aorta", 2: "body"}
+    )
+    assert np.array_equal(clean(made, ["aorta"]).labels, made.labels)

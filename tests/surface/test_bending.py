@@ -63,3 +63,25 @@ def test_the_order_in_memory_does_not_matter(spacing: tuple[float, float, float]
     assert len(one.faces) > 100
     assert np.array_equal(one.vertices, other.vertices)
     assert np.array_equal(one.faces, other.faces)
+
+
+@pytest.mark.parametrize("spacing", [(0.7, 0.7, 3.0), (3.0, 0.7, 0.7), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize("probable", [False, True])
+def test_a_structure_that_fills_the_scan_is_closed_at_its_border(
+    spacing: tuple[float, float, float], probable: bool
+) -> None:
+    grid = Grid.from_spacing((6, 6, 6), spacing)
+    all_of_it = {"probabilities": {"liver": np.ones(grid.shape, np.float32)}} if probable else {}
+    made = Segmentation(np.ones(grid.shape, np.uint8), grid, {1: "liver"}, **all_of_it)  # type: ignore[arg-type]
+    mesh = surface(made, "liver")
+    assert mesh.volume_ml == pytest.approx(216 * grid.voxel_volume_mm3 / 1000, rel=0.05)
+
+
+def test_labels_of_another_byte_order_have_the_same_surface() -> None:
+    labels = np.zeros((9, 8, 7), "<u2")
+    labels[2:7, 2:6, 2:5] = 300
+    grid = Grid.from_spacing(labels.shape, (0.8, 0.8, 3.0))
+    meshes = [surface(Segmentation(labels.astype(t), grid, {300: "liver"}), "liver") for t in ("<u2", ">u2", ">i4")]
+    assert len(meshes[0].faces) > 50
+    for other in meshes[1:]:
+        assert np.array_equal(other.vertices, meshes[0].vertices)

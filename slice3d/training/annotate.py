@@ -3,14 +3,15 @@
 How it is used: train on what is labelled, predict the rest, look at pictures of `refine`'s result, write down in
 `CHECKED` which structures of which case are right and what the eye added, and train on those. Everything else stays open
 (partial labels): a wrong guess that nobody confirmed never becomes truth. The outlines that were looked at are kept in
-`outlines.npz`, for another network's guess would have to be looked at again: `confirmed_case` reads them.
+`outlines.npz`, for another network's guess would have to be looked at again: `write_outlines` and `confirmed_case`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,12 @@ def to_store(case: Case, labels: Array) -> Array:
     return np.where(labels == case.labels, _UNCHANGED, stored).astype(np.uint8)
 
 
+def write_outlines(ruled: Sequence[Case], confirmed: Sequence[Case], path: Path) -> None:
+    """Store outlines that a person looked at, case by case. ruled: the same cases as labelled by rules alone."""
+    stored = {case.name: to_store(case, seen.labels) for case, seen in zip(ruled, confirmed, strict=True)}
+    np.savez_compressed(path, **stored)  # type: ignore[arg-type]
+
+
 def refine(case: Case, shares: Array, checked: Checked) -> Case:
     """The case with the confirmed structures of a prediction in place of open soft tissue.
 
@@ -229,7 +236,8 @@ def refine(case: Case, shares: Array, checked: Checked) -> Case:
     return Case(case.name, case.image, without_sinus(out, smooth, checked), case.spacing_mm)
 
 
-def _inside(box: Box) -> tuple[slice, ...]:
+def inside(box: Box) -> tuple[slice, ...]:
+    """The box as an index."""
     return tuple(slice(*bounds) for bounds in box)
 
 
@@ -237,7 +245,7 @@ def _leaks(checked: Checked, name: str, shape: tuple[int, ...]) -> Array:
     out = np.zeros(shape, bool)
     for leaking, box in checked.leaks:
         if leaking == name:
-            out[_inside(box)] = True
+            out[inside(box)] = True
     return out
 
 
@@ -245,7 +253,7 @@ def _grown(smooth: Array, allowed: Array, what: Grown) -> Array:
     from scipy import ndimage
 
     fits = np.zeros(smooth.shape, bool)
-    box = _inside(what.box)
+    box = inside(what.box)
     fits[box] = allowed[box] & (smooth[box] > what.window_hu[0]) & (smooth[box] < what.window_hu[1])
     parts, n = ndimage.label(ndimage.binary_opening(fits, iterations=1))
     if not n:
@@ -351,7 +359,7 @@ def without_sinus(labels: Array, smooth: Array, checked: Checked) -> Array:
     if checked.sinus_hu is not None:
         kidney = np.isin(labels, (VALUES["kidney_left"], VALUES["kidney_right"]))
         if checked.cyst is not None:
-            kidney[_inside(checked.cyst)] = False
+            kidney[inside(checked.cyst)] = False
         out[kidney & (smooth < checked.sinus_hu)] = SOFT_TISSUE
         out[kidney & (smooth < -10)] = NO_ORGAN
     return out

@@ -13,9 +13,9 @@ from slice3d.errors import InputError
 from slice3d.progress import Progress, silent
 from slice3d.training import cases
 from slice3d.training.annotate import Checked, confirmed_case, refine
+from slice3d.training.bones import SEEN, whole_bones
 from slice3d.training.cases import LABELLED, MAPS, UNLABELLED, Case
 from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
-from slice3d.training.skeleton import SEEN, whole_bones
 from slice3d.training.structures import CONTEXT, LABELS, VALUES
 from slice3d.training.synthesis import Deformation
 

@@ -1,5 +1,6 @@
 """The pieces of the torso recipe on analytic shapes: rules on HU, synthesis, annotation, crops."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -219,7 +220,7 @@ def test_outlines_survive_being_stored(tmp_path: Path, monkeypatch: pytest.Monke
     ruled = Case("x", np.zeros((4, 4, 4), np.int16), np.full((4, 4, 4), 254, np.uint8), (3.0, 3.0, 3.0))
     labels = ruled.labels.copy()
     labels[0], labels[1], labels[2, 0], labels[2, 1] = NO_ORGAN, VALUES["liver"], 253, VALUES["bone"]
-    np.savez_compressed(tmp_path / "outlines.npz", x=annotate.to_store(ruled, labels))
+    annotate.write_outlines([ruled], [replace(ruled, labels=labels)], tmp_path / "outlines.npz")
     monkeypatch.setattr("slice3d.training.annotate.resources.files", lambda _: tmp_path)
     assert np.array_equal(annotate.confirmed_case(ruled).labels, labels)
 

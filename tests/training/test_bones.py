@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from slice3d.training.bones import SEEN, Skeleton, whole_bones
 from slice3d.training.cases import Case
-from slice3d.training.skeleton import SEEN, Skeleton, whole_bones
 from slice3d.training.structures import LABELS, SOFT_TISSUE, SOFT_TISSUE_OR_BONE, VALUES
 
 BONE = VALUES["bone"]

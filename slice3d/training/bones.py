@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slice3d.training import rules
+from slice3d.training.annotate import Box, inside
 from slice3d.training.cases import Case
 from slice3d.training.structures import SOFT_TISSUE, SOFT_TISSUE_OR_BONE, VALUES
 
 Array = NDArray[Any]
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 _BONE = VALUES["bone"]
 _RIM_HU = 150.0
 _LARGEST_CM2 = 20.0
@@ -74,7 +74,7 @@ def whole_bones(case: Case, shares: Array, seen: Skeleton) -> Array:
     organs = np.isin(case.labels, [VALUES[n] for n in ("liver", "spleen", "kidney_left", "kidney_right", "aorta")])
     barred = organs.copy()
     for box in seen.not_bone:
-        barred[_inside(box)] = True
+        barred[inside(box)] = True
     # bones that the first or last slice cuts go on beyond it
     beyond = ((0, 0), (0, 0), (4, 4))
     longer = replace(case, image=np.pad(case.image, beyond, mode="edge"))
@@ -83,18 +83,18 @@ def whole_bones(case: Case, shares: Array, seen: Skeleton) -> Array:
     ]
     smooth = ndimage.gaussian_filter(case.image.astype(np.float32), 0.7)
     for box, least in seen.spongy:
-        at = _inside(box)
+        at = inside(box)
         filled = found[at] | ((smooth[at] > least) & ~barred[at])
         found[at] = ndimage.binary_closing(np.pad(filled, 2))[2:-2, 2:-2, 2:-2] & ~barred[at]
     for box in seen.flat:
-        at = _inside(box)
+        at = inside(box)
         found[at] |= _hulls((case.image[at] > _RIM_HU - 30) & ~barred[at])
     out = case.labels.copy()
     body = (out == SOFT_TISSUE) | (out == SOFT_TISSUE_OR_BONE) | (out == _BONE)
     body |= np.isin(out, (VALUES["body"], *range(250, 253))) & found
     undecided = np.zeros(out.shape, bool)
     for box in seen.open:
-        undecided[_inside(box)] = True
+        undecided[inside(box)] = True
     rim = ndimage.binary_dilation(found) & ~found & (case.image > 100)
     out[(out == _BONE) | (out == SOFT_TISSUE_OR_BONE)] = SOFT_TISSUE
     out[rim & (out == SOFT_TISSUE)] = SOFT_TISSUE_OR_BONE
@@ -162,7 +162,3 @@ def _hulls(bright: Array) -> Array:
             if part.area >= 4 and min(part.image.shape) > 1:
                 out[(*part.slice, k)] |= part.image_convex
     return out
-
-
-def _inside(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(*bounds) for bounds in box)

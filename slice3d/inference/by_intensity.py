@@ -88,19 +88,20 @@ class Scale:
     outweigh: float = np.inf
 
     def limited(self, fits: Array, image: Array, bone: int | None, rival: Array) -> Array:
-        """(n, K) log likelihoods of n voxels, brought near enough to each other to respect `outweigh`.
+        """(n, K) log likelihoods of n voxels over that of each one's rival, within what `outweigh` allows.
 
-        bone: tissue that may outweigh its rival `_COMPACT_MORE` times further where the image is as bright as compact bone.
-        rival: (n,) tissue that the network finds likeliest but for bone.
+        rival: (n,) tissue that the network finds likeliest but for bone: against what the image may not even hold, nothing
+        is weighed. bone: tissue that may outweigh its rival `_COMPACT_MORE` times further where the image is as bright as
+        compact bone.
         """
-        near: Array = np.maximum(fits, fits.max(1, keepdims=True) - np.float32(np.log(self.outweigh)))
-        if bone is None or not self.absolute:
-            return near
-        bright = np.flatnonzero(np.asarray(image) > _COMPACT_HU)
-        other = rival[bright]
-        wanted = np.minimum(fits[bright, bone] - fits[bright, other], np.float32(np.log(self.outweigh * _COMPACT_MORE)))
-        near[bright, bone] += np.maximum(0, wanted - (near[bright, bone] - near[bright, other]))
-        return near
+        if not self.absolute:
+            return fits
+        limit = np.float32(np.log(self.outweigh))
+        most = np.full(fits.shape, limit)
+        if bone is not None:
+            most[np.asarray(image) > _COMPACT_HU, bone] += np.float32(np.log(_COMPACT_MORE))
+        out: Array = np.clip(fits - np.take_along_axis(fits, rival[:, None], axis=1), -limit, most)
+        return out
 
     def values(self, image: Array) -> Array:
         """(n,) float32 of n voxels of the image."""

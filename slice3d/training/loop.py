@@ -99,7 +99,7 @@ def fit(
     if fabric.is_global_zero:
         _forget_after(folder / HISTORY, int(state["step"]))
         (folder / "settings.json").write_text(json.dumps(settings.to_dict(), indent=1))
-    loss_fn = DeepSupervision(PartialDiceCE(settings.classes, PARTIAL))
+    loss_fn = DeepSupervision(PartialDiceCE(settings.classes, PARTIAL, weights=settings.class_weights))
     crops = CropDataset(pool, settings) if isinstance(pool, Pool) else pool
     batches = _batches(crops, settings, int(state["step"]), fabric.global_rank, fabric.world_size)
     started = time.monotonic()

@@ -16,22 +16,31 @@ class PartialDiceCE(torch.nn.Module):
     partial: label number (≥ 250) → classes possible there; a voxel of such a label costs −log of their summed
     probability (Shi et al. 2021, doi:10.1016/j.media.2021.101979). Classes absent from the crop add no Dice term: their
     false positives are left to the cross-entropy. With no partial labels this is the usual Dice + cross-entropy.
+    weights: class → how often its voxels count in the cross-entropy. A class that is rare and looks much like what is
+    around it otherwise dies out: once its probability is near nothing, so is the slope of its Dice.
     """
 
     def __init__(
-        self, classes: int, partial: Mapping[int, tuple[int, ...]] | None = None, smooth: float = 20.0
+        self,
+        classes: int,
+        partial: Mapping[int, tuple[int, ...]] | None = None,
+        smooth: float = 20.0,
+        weights: Mapping[int, float] | None = None,
     ) -> None:
         super().__init__()
         self.classes = classes
         kept = {value: tuple(c for c in allowed if c < classes) for value, allowed in (partial or {}).items()}
         self.partial = {value: allowed for value, allowed in kept.items() if 0 < len(allowed) < classes}
         self.smooth = smooth
+        self.weights = torch.ones(256)
+        for value, weight in (weights or {}).items():
+            self.weights[value] = weight
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """logits: (B, C, …). labels: (B, …) integers. Returns a scalar."""
         if int(labels.max()) < FIRST_PARTIAL:
-            return _DiceCE.apply(logits, labels, self.smooth)  # type: ignore[no-any-return,no-untyped-call]
-        return _PartialDiceCE.apply(logits, labels, self._allowed(), self.smooth)  # type: ignore[no-any-return,no-untyped-call]
+            return _DiceCE.apply(logits, labels, self.weights, self.smooth)  # type: ignore[no-any-return,no-untyped-call]
+        return _PartialDiceCE.apply(logits, labels, self._allowed(), self.weights, self.smooth)  # type: ignore[no-any-return,no-untyped-call]
 
     def _allowed(self) -> torch.Tensor:
         """(256, C) 1.0 where a label number leaves a class possible; numbers that say nothing leave them all."""
@@ -60,9 +69,12 @@ class _DiceCE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, smooth: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, smooth: float
+    ) -> torch.Tensor:
         share = _shares(logits)
         truth = labels.reshape(-1, 1).long()
+        weight = weights.to(share.device)[truth] / len(share)
         hit = share.gather(1, truth)
         sums = share.sum(0)
         hits, sizes = (
@@ -72,22 +84,22 @@ class _DiceCE(torch.autograd.Function):
         present[0] = False
         below = sums + sizes + smooth
         count = max(1, int(present.sum()))
-        ctx.save_for_backward(share, truth, hit)
+        ctx.save_for_backward(share, truth, hit, weight)
         ctx.by_sum = torch.where(present, (2 * hits + smooth) / below**2 / count, 0)
         ctx.by_hit = torch.where(present, -2 / below / count, 0)
         ctx.shape, ctx.dtype = logits.movedim(1, -1).shape, logits.dtype
         dice = ((2 * hits + smooth) / below)[present]
-        entropy = -hit.clamp_min(torch.finfo(torch.float32).tiny).log().mean()
+        entropy = -(hit.clamp_min(torch.finfo(torch.float32).tiny).log() * weight).sum()
         return entropy + (1 - dice.mean() if len(dice) else 0.0)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        share, truth, hit = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        share, truth, hit, weight = ctx.saved_tensors
         mine = hit * ctx.by_hit[truth[:, 0], None]
-        common = 1 / len(share) - (share @ ctx.by_sum)[:, None] - mine
+        common = weight - (share @ ctx.by_sum)[:, None] - mine
         out = (share * common).addcmul_(share, ctx.by_sum)
-        out.scatter_add_(1, truth, mine - 1 / len(share)).mul_(gradients[0])
-        return out.to(ctx.dtype).reshape(ctx.shape).movedim(-1, 1), None, None
+        out.scatter_add_(1, truth, mine - weight).mul_(gradients[0])
+        return out.to(ctx.dtype).reshape(ctx.shape).movedim(-1, 1), None, None, None
 
 
 class _PartialDiceCE(torch.autograd.Function):
@@ -95,7 +107,7 @@ class _PartialDiceCE(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, table: torch.Tensor, smooth: float
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, table: torch.Tensor, weights: torch.Tensor, smooth: float
     ) -> torch.Tensor:
         classes = logits.shape[1]
         share = _shares(logits)
@@ -111,6 +123,7 @@ class _PartialDiceCE(torch.autograd.Function):
         possible = share * table[flat]
         chance = (possible @ torch.ones(classes, device=share.device)).clamp_min_(torch.finfo(torch.float32).tiny)
         count = max(1.0, float(said.sum()))
+        weight = said * weights.to(share.device)[flat] / count
         sums = (share * told).sum(0)
         hits, sizes = (
             torch.zeros_like(sums).index_add(0, truth[:, 0], t) for t in (share.gather(1, truth)[:, 0] * known, known)
@@ -121,14 +134,14 @@ class _PartialDiceCE(torch.autograd.Function):
         terms = max(1, int(present.sum()))
         by_sum = torch.where(present, (2 * hits + smooth) / below**2 / terms, 0)
         by_hit = torch.where(present, -2 / below / terms, 0)
-        ctx.save_for_backward(share, possible, chance, said / count, known, told, truth, by_sum, by_hit)
+        ctx.save_for_backward(share, possible, chance, weight, known, told, truth, by_sum, by_hit)
         ctx.shape, ctx.dtype = logits.movedim(1, -1).shape, logits.dtype
         dice = ((2 * hits + smooth) / below)[present]
-        entropy = -(chance.log() @ said) / count
+        entropy = -(chance.log() @ weight)
         return entropy + (1 - dice.mean() if len(dice) else 0.0)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         share, possible, chance, weight, known, told, truth, by_sum, by_hit = ctx.saved_tensors
         mine = share.gather(1, truth) * by_hit[truth[:, 0], None] * known[:, None]
         slope = told * by_sum
@@ -137,7 +150,7 @@ class _PartialDiceCE(torch.autograd.Function):
         out.addcmul_(possible, (-weight / chance)[:, None])
         out.addcmul_(share, slope)
         out.scatter_add_(1, truth, mine).mul_(gradients[0])
-        return out.to(ctx.dtype).reshape(ctx.shape).movedim(-1, 1), None, None, None
+        return out.to(ctx.dtype).reshape(ctx.shape).movedim(-1, 1), None, None, None, None
 
 
 class DeepSupervision(torch.nn.Module):

@@ -45,7 +45,8 @@ class TrainSettings:
     """One run: network, patch, schedule and seed. Learning rate warms up, then falls as half a cosine to `lr_end`.
 
     context: classes behind `labels` that are learned too and not exported. deep_supervision: add auxiliary heads to a
-    MONAI `UNet` or a `SubpixelUNet`; networks with their own (DynUNet) say so in `arguments`.
+    MONAI `UNet` or a `SubpixelUNet`; networks with their own (DynUNet) say so in `arguments`. class_weights: label →
+    how often its voxels count in the cross-entropy, 1 for what is not named.
     """
 
     network: str
@@ -65,6 +66,7 @@ class TrainSettings:
     ema: float = 0.99
     clip_gradient: float = 1.0
     deep_supervision: bool = False
+    class_weights: Mapping[int, float] = field(default_factory=dict)
     seed: int = 0
     validate_every: int = 200
     save_every: int = 50
@@ -82,5 +84,6 @@ class TrainSettings:
         out = asdict(self)
         out["labels"] = {str(k): v for k, v in self.labels.items()}
         out["context"] = {str(k): v for k, v in self.context.items()}
+        out["class_weights"] = {str(k): v for k, v in self.class_weights.items()}
         out["augment"]["organs"] = {str(k): v for k, v in self.augment.organs.items()}
         return out

@@ -212,8 +212,8 @@ def _paint(
         table[list(members)] = means.get(tissue, means["muscle"])
     hu = table[labels]
     _fill(hu, labels, outline, cavity, spacing_mm, means, rng)
-    kidney = np.isin(labels, _TISSUE_OF["kidney"])
-    hu[kidney] = np.where(depth[kidney] < rng.uniform(5, 9), means["cortex"], means["medulla"])
+    paint_kidneys(hu, labels, depth, spacing_mm, means, rng)
+    paint_aorta(hu, labels, depth, spacing_mm, rng)
     _paint_bones(hu, labels, depth, spacing_mm, means, rng)
     _paint_lungs(hu, labels, spacing_mm, rng)
     _paint_bowel(hu, labels, depth, spacing_mm, means, rng)
@@ -248,6 +248,45 @@ def _fill(
     hu[empty] = tissue[empty]
 
 
+def paint_kidneys(
+    hu: Array, labels: Array, depth: Array, spacing_mm: float, means: dict[str, float], rng: np.random.Generator
+) -> None:
+    """Cortex and medulla, now and then both as bright as the liver beside them; what lies in the sinus.
+
+    The sinus is no kidney: fat, vessels and the renal pelvis, whose urine is dark, or bright once contrast is excreted.
+    """
+    from scipy import ndimage
+
+    kidney = np.isin(labels, _TISSUE_OF["kidney"])
+    if not kidney.any():
+        return
+    cortex, medulla = means["cortex"], means["medulla"]
+    if rng.random() < 0.2:
+        cortex, medulla = (means["liver"] + float(rng.normal(0, 15)) for _ in range(2))
+    hu[kidney] = np.where(depth[kidney] < rng.uniform(5, 9), cortex, medulla)
+    noise = smooth_noise(labels.shape, rng.uniform(6, 14) / spacing_mm, rng)
+    urine = float(rng.choice([means["cyst"], rng.uniform(150, 900)], p=[0.8, 0.2]))
+    reach = max(1, round(rng.uniform(6, 11) / (2 * spacing_mm)))
+    vessel, pelvis = rng.uniform(0.0, 1.5, 2)
+    for side in (2, 3):
+        for part in ndimage.find_objects((labels == side).astype(np.uint8)):
+            half = (labels[part] == side)[::2, ::2, ::2]
+            closed = ndimage.binary_closing(np.pad(half, reach), ndimage.generate_binary_structure(3, 2), reach)
+            inner = closed[(slice(reach, -reach),) * 3].repeat(2, 0).repeat(2, 1).repeat(2, 2)
+            sinus = inner[tuple(slice(n) for n in labels[part].shape)] & (labels[part] == 0)
+            at = noise[part]
+            content = np.where(at > vessel, means["vein"], np.where(at < -pelvis, urine, means["fat"]))
+            hu[part][sinus] = content[sinus]
+
+
+def paint_aorta(hu: Array, labels: Array, depth: Array, spacing_mm: float, rng: np.random.Generator) -> None:
+    """Plaques of lime in the wall of every third aorta: aorta as well, though as bright as bone."""
+    wall = (labels == 52) & (depth < rng.uniform(1.0, 3.0))
+    if rng.random() < 0.35 and wall.any():
+        lime = wall & (smooth_noise(labels.shape, rng.uniform(5, 12) / spacing_mm, rng) > rng.uniform(0.3, 2.0))
+        hu[lime] = rng.uniform(250, 1100)
+
+
 def _paint_bones(
     hu: Array, labels: Array, depth: Array, spacing_mm: float, means: dict[str, float], rng: np.random.Generator
 ) -> None:
@@ -255,12 +294,16 @@ def _paint_bones(
 
     In old patients the shell is thinner than a voxel and the marrow as dark as muscle or fat: in the first lumbar
     vertebra less than 110 HU points to osteoporosis (Pickhardt et al. 2013, doi:10.7326/0003-4819-158-8-201304160-00003).
+    Parts of a bone can be all fat while the next vertebra is dense: the wings of a sacrum, the shaft of a femur.
     """
     bone = np.isin(labels, _TISSUE_OF["bone"])
     if not bone.any():
         return
     slow, medium, fine = (smooth_noise(labels.shape, mm / spacing_mm, rng)[bone] for mm in (45, 12, 5))
-    marrow = means["marrow"] + rng.uniform(0, 60) * slow + rng.uniform(5, 45) * medium + rng.uniform(0, 35) * fine
+    marrow = means["marrow"] + rng.uniform(0, 90) * slow + rng.uniform(5, 45) * medium + rng.uniform(0, 35) * fine
+    if rng.random() < 0.6:
+        void = smooth_noise(labels.shape, rng.uniform(20, 50) / spacing_mm, rng)[bone] > rng.uniform(0.0, 1.6)
+        marrow[void] = rng.uniform(-95, 30) + rng.uniform(0, 40) * medium[void] + rng.uniform(0, 35) * fine[void]
     thickness = rng.uniform(0.7, 3.0) * (1 + rng.uniform(0, 0.5) * medium)
     compact = means["compact"] * (1 + rng.uniform(0, 0.3) * slow)
     compact = np.maximum(compact, marrow)

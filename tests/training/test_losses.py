@@ -53,9 +53,11 @@ def test_deep_supervision_weighs_finer_heads_more() -> None:
     assert np.isclose(float(loss(good, labels)), values["gg"])
 
 
-@given(seed=st.integers(0, 99), classes=st.integers(2, 7), missing=st.booleans())
+@given(seed=st.integers(0, 99), classes=st.integers(2, 7), missing=st.booleans(), weight=st.sampled_from([1.0, 20.0]))
 @settings(max_examples=20, deadline=None)
-def test_gradient_written_out_is_that_of_automatic_differentiation(seed: int, classes: int, missing: bool) -> None:
+def test_gradient_written_out_is_that_of_automatic_differentiation(
+    seed: int, classes: int, missing: bool, weight: float
+) -> None:
     from monai.losses import DiceLoss
 
     source = torch.Generator().manual_seed(seed)
@@ -63,13 +65,15 @@ def test_gradient_written_out_is_that_of_automatic_differentiation(seed: int, cl
     labels = torch.randint(0, classes - missing, (1, 4, 5, 6), generator=source)
     labels[0, 0, 0, : classes - missing] = torch.arange(classes - missing)[:6]
     found, expected = start.clone().requires_grad_(), start.clone().requires_grad_()
-    (2.5 * PartialDiceCE(classes)(found, labels)).backward()
+    (2.5 * PartialDiceCE(classes, weights={1: weight})(found, labels)).backward()
     dice = DiceLoss(
         include_background=False, softmax=True, to_onehot_y=True, smooth_nr=20.0, smooth_dr=20.0, reduction="none"
     )
     each = dice(expected, labels[:, None]).reshape(-1)
     present = torch.tensor([bool((labels == c).any()) for c in range(1, classes)])
-    loss = torch.nn.functional.cross_entropy(expected, labels)
+    weights = torch.ones(classes)
+    weights[1] = weight
+    loss = torch.nn.functional.cross_entropy(expected, labels, weight=weights, reduction="none").mean()
     (2.5 * (loss + (each[present].mean() if bool(present.any()) else 0.0))).backward()
     assert found.grad is not None
     assert expected.grad is not None
@@ -85,7 +89,7 @@ def test_gradient_with_partial_labels_is_that_of_automatic_differentiation(seed:
     labels = torch.randint(0, classes, (2, 3, 4, 5))
     open_ = torch.rand(labels.shape) < share
     labels[open_] = torch.tensor(list(PARTIAL))[torch.randint(0, len(PARTIAL), labels.shape)][open_]
-    loss = PartialDiceCE(classes, PARTIAL)(logits, labels)
+    loss = PartialDiceCE(classes, PARTIAL, weights={3: 7.0})(logits, labels)
     loss.backward()
     found, logits.grad = logits.grad, None
 
@@ -94,7 +98,7 @@ def test_gradient_with_partial_labels_is_that_of_automatic_differentiation(seed:
     for voxel, label in zip(shares, flat.tolist(), strict=True):
         allowed = list(PARTIAL.get(label, (label,)))
         if len(allowed) < classes:
-            costs.append(-voxel[allowed].sum().log())
+            costs.append(-voxel[allowed].sum().log() * (7.0 if label == 3 else 1.0))
     known = flat < 250
     for value in range(1, classes):
         if bool((flat == value).any()):

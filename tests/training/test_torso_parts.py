@@ -123,6 +123,36 @@ def test_synthesis_keeps_sides_and_tissue_order_and_is_reproducible(atlas: objec
         assert set(np.unique(case.labels)) <= {0, *LABELS, *CONTEXT}
 
 
+def test_sinus_of_a_kidney_holds_more_than_fat_and_lime_lies_in_the_wall_of_an_aorta() -> None:
+    from scipy import ndimage
+
+    from slice3d.training.synthesis import paint_aorta, paint_kidneys
+
+    at = np.stack(np.meshgrid(*[np.arange(60)] * 3, indexing="ij"), -1)
+    labels = np.zeros((60, 60, 60), np.int64)
+    gap = (np.abs(at[..., 0] - 38) < 4) & (at[..., 1] > 28)  # 12 mm wide, open to the front
+    labels[(np.linalg.norm(at - np.array((38, 30, 30)), axis=-1) < 14) & ~gap] = 2
+    tube = np.hypot(at[..., 0] - 12, at[..., 1] - 30) < 7
+    labels[tube] = 52
+    depth = (1.5 * ndimage.distance_transform_edt(labels > 0)).astype(np.float32)
+    means = {"cortex": 170.0, "medulla": 75.0, "liver": 100.0, "cyst": 5.0, "vein": 90.0, "fat": -100.0}
+    sinus = gap & (np.linalg.norm(at - np.array((38, 30, 30)), axis=-1) < 9)
+    away = (labels == 0) & (np.linalg.norm(at - np.array((38, 30, 30)), axis=-1) > 20)
+    soft, limy = 0.0, 0
+    for seed in range(12):
+        hu = np.where(labels == 0, -100.0, 60.0).astype(np.float32)
+        paint_kidneys(hu, labels, depth, 1.5, means, np.random.default_rng(seed))
+        paint_aorta(hu, labels, depth, 1.5, np.random.default_rng(seed))
+        assert (hu[away] == -100).all()
+        assert (hu[labels == 2] > 20).all()
+        soft += (hu[sinus] > -40).mean()
+        lime = hu[tube] > 200
+        limy += bool(lime.any())
+        assert not lime[depth[tube] > 4].any()
+    assert 0.1 < soft / 12 < 0.9
+    assert 1 <= limy <= 9
+
+
 def test_only_confirmed_structures_are_kept() -> None:
     shape = (40, 30, 30)
     at = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)

@@ -67,6 +67,9 @@ class CropDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         how = self.settings.intensity
         air = how.clip[0] if how.scheme == "clip_zscore" else float(image.min())
         hu, truth = _crop(image, labels, size, rng, air=air, wanted=max(self.settings.labels))
+        for organ, lesion in self.settings.augment.lesions.items():
+            if rng.random() < self.settings.augment.lesion_share:
+                _insert_lesions(hu, truth, organ, lesion, self.settings.spacing_mm, rng)
         if self.settings.augment.organs and rng.random() < 0.5:
             _recolour(hu, truth, self.settings.augment.organs, rng, scale=how.std if how.scheme == "clip_zscore" else 1)
         if rng.random() < self.settings.augment.cut_field_of_view:
@@ -99,6 +102,39 @@ def _crop(
     target = tuple(slice(s.start - a, s.stop - a) for s, a in zip(source, start, strict=True))
     hu[target], truth[target] = image[source], labels[source]
     return hu, truth
+
+
+def _insert_lesions(
+    hu: Array, truth: Array, organ: int, lesion: int, spacing_mm: Sequence[float], rng: np.random.Generator
+) -> None:
+    """One to three lesions of 4 to 30 mm radius, in place, where an organ has none: brightness is added, texture stays.
+
+    Real scans without lesions would otherwise teach that only painted ones have any.
+    """
+    inside = np.flatnonzero(truth == organ)
+    if len(inside) * float(np.prod(spacing_mm)) < 50_000.0 or (truth == lesion).any():
+        return
+    from slice3d.training.synthesis import smooth_noise
+
+    for _ in range(int(rng.integers(1, 4))):
+        centre = np.array(np.unravel_index(int(rng.choice(inside)), truth.shape))
+        radius = float(np.exp(rng.uniform(np.log(4.0), np.log(30.0))))
+        reach = np.ceil(1.7 * radius / np.asarray(spacing_mm)).astype(int) + 1
+        low, high = np.maximum(0, centre - reach), np.minimum(truth.shape, centre + reach + 1)
+        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        at = np.stack(np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high, strict=True)], indexing="ij"), -1)
+        axes = np.exp(rng.normal(0, 0.2, 3))
+        away = np.linalg.norm((at - centre) * np.asarray(spacing_mm) / axes, axis=-1)
+        away /= 1 + 0.18 * smooth_noise(away.shape, max(3.0, radius / float(np.mean(spacing_mm))), rng)
+        share = np.clip((radius - away) / float(np.mean(spacing_mm)) + 0.5, 0, 1) * (truth[box] == organ)
+        offset = rng.uniform(-75, -20) if rng.random() < 0.75 else rng.uniform(20, 70)
+        profile = np.ones(away.shape)
+        if rng.random() < 0.3:  # a rim, or a centre that is dead
+            profile[away > 0.75 * radius] = rng.uniform(-0.5, 0.5)
+        if rng.random() < 0.3:
+            profile[away < 0.5 * radius] *= rng.uniform(0.3, 1.6)
+        hu[box] += (offset * profile * share).astype(hu.dtype)
+        truth[box][share > 0.5] = lesion
 
 
 def _recolour(hu: Array, truth: Array, spread: Mapping[int, float], rng: np.random.Generator, *, scale: float) -> None:

@@ -38,6 +38,9 @@ class AugmentSettings:
     flip_axes: tuple[int, ...] = ()
     organs: Mapping[int, float] = field(default_factory=dict)
     """Label → standard deviation of a shift of its intensity, drawn for half of the crops: another contrast phase."""
+    lesions: Mapping[int, int] = field(default_factory=dict)
+    """Label of an organ → label of lesions to be put into it, in crops of CT that have none."""
+    lesion_share: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -85,5 +88,6 @@ class TrainSettings:
         out["labels"] = {str(k): v for k, v in self.labels.items()}
         out["context"] = {str(k): v for k, v in self.context.items()}
         out["class_weights"] = {str(k): v for k, v in self.class_weights.items()}
+        out["augment"]["lesions"] = {str(k): v for k, v in self.augment.lesions.items()}
         out["augment"]["organs"] = {str(k): v for k, v in self.augment.organs.items()}
         return out

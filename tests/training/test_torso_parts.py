@@ -336,6 +336,39 @@ def test_another_contrast_phase_shifts_each_structure_as_a_whole_and_nothing_els
     assert np.allclose(moved[6:18, 18], 0)
 
 
+def test_lesions_are_put_into_an_organ_that_has_none_and_nowhere_else() -> None:
+    from scipy import ndimage
+
+    from slice3d.training.crops import _insert_lesions
+
+    organ = np.zeros((40, 30, 24), np.uint8)
+    organ[8:32, 6:24, 4:20] = 1
+    organ[34:38, 6:24, 4:20] = 2
+    noise = np.random.default_rng(0).normal(100, 10, organ.shape).astype(np.float32)
+    spacing = (3.0, 2.5, 4.0)
+    volumes = []
+    for seed in range(8):
+        hu, truth = noise.copy(), organ.copy()
+        _insert_lesions(hu, truth, 1, 10, spacing, np.random.default_rng(seed))
+        lesion = truth == 10
+        assert lesion.any()
+        assert (organ[lesion] == 1).all()
+        assert np.array_equal(truth[~lesion], organ[~lesion])
+        assert np.array_equal(hu[organ != 1], noise[organ != 1])
+        far = ~ndimage.binary_dilation(lesion, iterations=2)
+        assert np.count_nonzero((hu != noise) & far) < 0.01 * np.count_nonzero(lesion), "but for a wobbly border"
+        assert np.abs((hu - noise)[lesion]).mean() > 8
+        volumes.append(lesion.sum() * np.prod(spacing) / 1000)
+    assert min(volumes) < 10 < max(volumes), "small ones and large ones, in millilitres"
+
+    hu, truth = noise.copy(), np.where(organ == 1, 10, organ)
+    _insert_lesions(hu, truth, 1, 10, spacing, np.random.default_rng(0))
+    assert np.array_equal(hu, noise), "an organ with a lesion keeps it"
+    hu, truth = noise.copy(), np.where(np.indices(organ.shape)[0] < 10, organ, 0).astype(np.uint8)
+    _insert_lesions(hu, truth, 1, 10, spacing, np.random.default_rng(0))
+    assert np.array_equal(hu, noise), "a sliver of an organ stays as it is"
+
+
 def test_respaced_volume_keeps_amount_and_place() -> None:
     shape, old, new = (40, 36, 30), (1.5, 1.5, 2.0), (3.0, 3.0, 3.0)
     at = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) * s for n, s in zip(shape, old, strict=True)], indexing="ij"), -1)

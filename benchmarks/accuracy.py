@@ -4,7 +4,8 @@
 
 Each held-out case is segmented by the one network of the package that was never trained on it; the phantom, a stylised
 study with analytic truth, by all of them. `--quick` runs the phantom at a coarser grid and
-the smallest held-out case only. `--write` stores scores and the reliability calibration in the package's model.json and
+the smallest held-out case only. No real liver tumour is in the data: lesions of the kind that training puts into livers are
+put into the held-out livers, with seeds of their own, and looked for. `--write` stores scores and the reliability calibration in the package's model.json and
 README.md.
 """
 
@@ -14,17 +15,21 @@ import argparse
 import importlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from slice3d.inference import Engine, InferenceSettings
 from slice3d.inference.reliability import calibrate
-from slice3d.models.package import read_package
+from slice3d.metrics import lesion_scores
+from slice3d.models.package import ModelPackage, read_package
 from slice3d.resample import apply_moves, axis_moves, undo_moves
 from slice3d.training import cases, rules
 from slice3d.training.card import card_text
+from slice3d.training.crops import insert_lesions
 from slice3d.training.structures import CONTEXT, IGNORE, LABELS, VALUES
 from slice3d.volume import Segmentation, Volume
 
@@ -43,8 +48,6 @@ UNSCORED = {"spl": ("bone", "body", "liver_tumor"), "s0009": ("lung_left", "lung
 
 def held_out(data: Path, name: str) -> tuple[Volume, np.ndarray]:
     """The study on its own grid, and its truth there: classes, 255 where nobody knows."""
-    from dataclasses import replace
-
     from slice3d.grid import Grid
     from slice3d.io import load
 
@@ -97,6 +100,49 @@ def score(result: Segmentation, truth: np.ndarray, skip: tuple[str, ...]) -> dic
     return out
 
 
+LESION_DRAWS = 8
+"""How often lesions are put into each held-out liver, one to three each time."""
+
+
+def lesions(package: ModelPackage, volume: Volume, truth: np.ndarray, folds: tuple[int, ...]) -> dict[str, Any]:
+    """What is found of lesions put into a liver that has none, and what is called a lesion as the scan is."""
+    engine = Engine(package, InferenceSettings(folds=folds))
+    clean = engine.predict(volume, structures=["liver_tumor"]).mask("liver_tumor")
+    rows = []
+    for draw in range(LESION_DRAWS):
+        hu = volume.data.astype(np.float32)
+        classes = (truth == VALUES["liver"]).astype(np.uint8)
+        rng = np.random.default_rng([draw, 77])
+        insert_lesions(hu, classes, 1, VALUES["liver_tumor"], volume.grid.spacing_mm, rng)
+        put = classes == VALUES["liver_tumor"]
+        changed = replace(volume, data=np.rint(hu).astype(np.int16))
+        found = engine.predict(changed, structures=["liver_tumor"]).mask("liver_tumor")
+        parts, count = ndimage.label(put, np.ones((3, 3, 3)))
+        pairs = {pair[1]: pair[3] for pair in lesion_scores(found, put, min_iou=0.1).matched}
+        voxel_ml = volume.grid.voxel_volume_mm3 / 1000
+        for number in range(1, count + 1):
+            mine = parts == number
+            offset = float((hu - volume.data)[mine].mean())
+            size = float(np.count_nonzero(mine)) * voxel_ml
+            rows.append({"ml": round(size, 2), "hu": round(offset), "dice": round(pairs.get(number, 0.0), 3)})
+    return {"as_it_is_ml": round(float(np.count_nonzero(clean)) * volume.grid.voxel_volume_mm3 / 1000, 2), "put": rows}
+
+
+def lesion_table(found: dict[str, dict[str, Any]]) -> str:
+    """How many lesions of each size were found, and how much was called a lesion where none was put."""
+    lines = ["| lesions put into | called a lesion before | under 1 ml | 1 to 10 ml | above 10 ml | mean Dice of those found |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for case, row in found.items():
+        cells = []
+        for low, high in ((0, 1), (1, 10), (10, np.inf)):
+            these = [r["dice"] > 0 for r in row["put"] if low <= r["ml"] < high]
+            cells.append(f"{sum(these)} of {len(these)}")
+        dice = [r["dice"] for r in row["put"] if r["dice"] > 0]
+        mean = f"{np.mean(dice):.2f}" if dice else "–"
+        lines.append(f"| {case} | {row['as_it_is_ml']:.1f} ml | " + " | ".join(cells) + f" | {mean} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("ct-torso", *ELSEWHERE), default="ct-torso")
@@ -115,6 +161,7 @@ def main() -> None:
         for case in left
     ]
     scores: dict[str, Any] = {}
+    put: dict[str, Any] = {}
     for name, folds in [*(held[:1] if options.quick else held), ("phantom", None)]:
         volume, truth = phantom(options.quick) if name == "phantom" else held_out(options.data, name)
         started = time.perf_counter()
@@ -125,18 +172,22 @@ def main() -> None:
             print(
                 f"  {structure:<14} Dice {row['dice']:.3f}   {row['volume_ml']:>8.1f} of {row['reference_ml']:.1f} ml"
             )
+        if folds is not None:
+            put[name] = lesions(package, volume, truth, folds)
         if options.pictures:
             picture(volume, result, truth, options.pictures / f"accuracy-{name}.png")
     RESULTS.mkdir(exist_ok=True)
     target = RESULTS / ("accuracy-quick.json" if options.quick else "accuracy.json")
     target.write_text(
-        json.dumps({"model": package.version, "sha256": package.sha256, "scores": scores}, indent=1) + "\n"
+        json.dumps({"model": package.version, "sha256": package.sha256, "scores": scores, "lesions": put}, indent=1)
+        + "\n"
     )
+    print("\n" + lesion_table(put))
     if options.write and not options.quick:
-        write(scores)
+        write(scores, put)
 
 
-def write(scores: dict[str, Any]) -> None:
+def write(scores: dict[str, Any], put: dict[str, dict[str, Any]]) -> None:
     """Scores and calibration into the package. Too few cases for a line per structure: one line for all of them."""
     description = json.loads((PACKAGE / "model.json").read_text())
     pairs = [
@@ -150,10 +201,11 @@ def write(scores: dict[str, Any]) -> None:
     description["reliability"] = {"measure": "soft_dice", "default": calibrate(pairs), "structures": {}}
     (PACKAGE / "model.json").write_text(json.dumps(description, indent=1) + "\n")
     page = ROOT / "docs" / "models.md"
-    head, rest = page.read_text().split("<!-- scores:begin -->")
-    tail = rest.split("<!-- scores:end -->")[1]
-    filled = table(scores)
-    page.write_text(f"{head}<!-- scores:begin -->\n{filled}\n<!-- scores:end -->{tail}")
+    text = page.read_text()
+    for mark, filled in (("scores", table(scores)), ("lesions", lesion_table(put))):
+        head, rest = text.split(f"<!-- {mark}:begin -->")
+        text = f"{head}<!-- {mark}:begin -->\n{filled}\n<!-- {mark}:end -->{rest.split(f'<!-- {mark}:end -->')[1]}"
+    page.write_text(text)
     held = [case for left in description["training"]["held_out_by_fold"] for case in left]
     (PACKAGE / "README.md").write_text(card_text(held, scores))
 

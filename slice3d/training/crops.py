@@ -69,7 +69,7 @@ class CropDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         hu, truth = _crop(image, labels, size, rng, air=air, wanted=max(self.settings.labels))
         for organ, lesion in self.settings.augment.lesions.items():
             if rng.random() < self.settings.augment.lesion_share:
-                _insert_lesions(hu, truth, organ, lesion, self.settings.spacing_mm, rng)
+                insert_lesions(hu, truth, organ, lesion, self.settings.spacing_mm, rng)
         if self.settings.augment.organs and rng.random() < 0.5:
             _recolour(hu, truth, self.settings.augment.organs, rng, scale=how.std if how.scheme == "clip_zscore" else 1)
         if rng.random() < self.settings.augment.cut_field_of_view:
@@ -104,7 +104,7 @@ def _crop(
     return hu, truth
 
 
-def _insert_lesions(
+def insert_lesions(
     hu: Array, truth: Array, organ: int, lesion: int, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> None:
     """One to three lesions of 4 to 30 mm radius, in place, where an organ has none: brightness is added, texture stays.

@@ -24,7 +24,7 @@ COARSE_MM = (4.5, 4.5, 4.5)
 HELD_OUT = ("s0009", "spl")
 COARSE_MIX = {"labelled": 0.12, "confirmed": 0.26, "ruled": 0.06, "synth": 0.50, "phantom": 0.06}
 LONG_MIX = {"labelled": 0.14, "confirmed": 0.38, "synth": 0.36, "phantom": 0.12}
-FINAL_MIX = {"labelled": 0.24, "confirmed": 0.32, "synth": 0.26, "phantom": 0.18}
+FINAL_MIX = {"labelled": 0.20, "confirmed": 0.36, "synth": 0.30, "phantom": 0.14}
 """How often each kind of case is drawn, in the three stages."""
 ORDER = ("s0011", "s0001", "s0004", "s0006", "s0011", "s0004", "s0001", "s0011", "s0004", "s0006", "s0000", "s0011",
          "s0004")  # fmt: skip
@@ -39,7 +39,7 @@ class Recipe:
     phantoms: int = 48
     coarse_steps: int = 5500
     long_steps: int = 9000
-    final_steps: int = 3400
+    final_steps: int = 8000
     held_out: tuple[str, ...] = HELD_OUT
     workers: int = 0
     threads: int = 1
@@ -54,6 +54,7 @@ _NETWORK: dict[str, Any] = {
     "labels": LABELS,
     "context": CONTEXT,
     "deep_supervision": True,
+    "class_weights": {VALUES["liver_tumor"]: 8.0},
 }  # fmt: skip
 _PHASE_HU = {"liver": 20, "spleen": 25, "kidney_left": 45, "kidney_right": 45, "lung_left": 20, "lung_right": 20, "bone": 30,
              "aorta": 60, "liver_tumor": 15, "heart": 40, "gut": 25, "vessel": 40, "muscle": 8, "other": 20}  # fmt: skip
@@ -82,10 +83,8 @@ def long_settings(recipe: Recipe) -> TrainSettings:
 
 
 def final_settings(recipe: Recipe) -> TrainSettings:
-    """3 mm, slowly, with more phantoms and labelled scans."""
-    return replace(
-        long_settings(recipe), steps=recipe.final_steps, lr=5e-4, lr_end=1e-5, warmup=20, seed=7
-    )  # fmt: skip
+    """3 mm, the learning rate falling to nothing, with more of the labelled scans."""
+    return replace(long_settings(recipe), steps=recipe.final_steps, lr=8e-4, lr_end=1e-5, warmup=20, seed=7)
 
 
 _WARP = Deformation(scale=0.12, rotation_deg=9.0, elastic_mm=9.0)

@@ -339,7 +339,7 @@ def test_another_contrast_phase_shifts_each_structure_as_a_whole_and_nothing_els
 def test_lesions_are_put_into_an_organ_that_has_none_and_nowhere_else() -> None:
     from scipy import ndimage
 
-    from slice3d.training.crops import _insert_lesions
+    from slice3d.training.crops import insert_lesions
 
     organ = np.zeros((40, 30, 24), np.uint8)
     organ[8:32, 6:24, 4:20] = 1
@@ -349,7 +349,7 @@ def test_lesions_are_put_into_an_organ_that_has_none_and_nowhere_else() -> None:
     volumes = []
     for seed in range(8):
         hu, truth = noise.copy(), organ.copy()
-        _insert_lesions(hu, truth, 1, 10, spacing, np.random.default_rng(seed))
+        insert_lesions(hu, truth, 1, 10, spacing, np.random.default_rng(seed))
         lesion = truth == 10
         assert lesion.any()
         assert (organ[lesion] == 1).all()
@@ -362,10 +362,10 @@ def test_lesions_are_put_into_an_organ_that_has_none_and_nowhere_else() -> None:
     assert min(volumes) < 10 < max(volumes), "small ones and large ones, in millilitres"
 
     hu, truth = noise.copy(), np.where(organ == 1, 10, organ)
-    _insert_lesions(hu, truth, 1, 10, spacing, np.random.default_rng(0))
+    insert_lesions(hu, truth, 1, 10, spacing, np.random.default_rng(0))
     assert np.array_equal(hu, noise), "an organ with a lesion keeps it"
     hu, truth = noise.copy(), np.where(np.indices(organ.shape)[0] < 10, organ, 0).astype(np.uint8)
-    _insert_lesions(hu, truth, 1, 10, spacing, np.random.default_rng(0))
+    insert_lesions(hu, truth, 1, 10, spacing, np.random.default_rng(0))
     assert np.array_equal(hu, noise), "a sliver of an organ stays as it is"
 
 

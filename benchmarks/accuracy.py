@@ -28,7 +28,7 @@ from slice3d.metrics import lesion_scores
 from slice3d.models.package import ModelPackage, read_package
 from slice3d.resample import apply_moves, axis_moves, undo_moves
 from slice3d.training import cases, rules
-from slice3d.training.card import card_text
+from slice3d.training.card import UNTESTED, card_text
 from slice3d.training.crops import insert_lesions
 from slice3d.training.structures import CONTEXT, IGNORE, LABELS, VALUES
 from slice3d.volume import Segmentation, Volume
@@ -198,7 +198,8 @@ def write(scores: dict[str, Any], put: dict[str, dict[str, Any]]) -> None:
         if "soft_dice" in row and name != "body"
     ]
     description["scores"] = scores
-    description["reliability"] = {"measure": "soft_dice", "default": calibrate(pairs), "structures": {}}
+    line = calibrate(pairs)
+    description["reliability"] = {"measure": "soft_dice", "default": line, "structures": {}, "untested": UNTESTED}
     (PACKAGE / "model.json").write_text(json.dumps(description, indent=1) + "\n")
     page = ROOT / "docs" / "models.md"
     text = page.read_text()

@@ -118,6 +118,7 @@ class Engine:
         start = time.perf_counter()
         measured = reliability.measure(tallies, self.package)
         ranges = self.package.reliability.get("volume_ml")
+        findings += reliability.check_tested(wanted, self.package)
         findings += reliability.check_result(result, wanted, measured, places, ranges_ml=ranges)
         run.clock("reliability", start)
         run.timings["total"] = round(time.perf_counter() - begin, 4)

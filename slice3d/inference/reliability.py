@@ -4,6 +4,7 @@ Expected Dice. With p the model's probability of a structure and m its own decis
 decision would have if the probabilities were right. Networks are over-confident, so a package may carry a calibration
 from held-out cases: `reliability = {"measure": "soft_dice", "structures": {name: {"intercept": a, "slope": b}}}`,
 giving a + b·(soft Dice), clipped to 0…1. Without it the number is reported as the model's self-agreement, not as Dice.
+Structures under `reliability["untested"]`, each with the reason, were never compared with a real outline: no expected Dice.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def measure(tallies: Mapping[str, Tally], package: ModelPackage) -> dict[str, di
 
 
 def _expected(name: str, values: Mapping[str, Any], reliability: Mapping[str, Any]) -> float | None:
+    if name in reliability.get("untested", {}):
+        return None
     table = reliability.get("structures", {})
     line = table.get(name) or reliability.get("default")
     value = values.get(str(reliability.get("measure", "soft_dice")))
@@ -96,6 +99,21 @@ def check_result(
         findings += _volume(result, name, voxels, bool(cut), (ranges_ml or {}).get(name))
         findings += _confidence(name, measured.get(name, {}))
     return findings + check_sides(centres)
+
+
+def check_tested(wanted: Sequence[str], package: ModelPackage) -> list[Finding]:
+    """A finding for each wanted structure that the package was never tested on, found in this study or not."""
+    untested = package.reliability.get("untested", {})
+    return [
+        Finding(
+            "structure-untested",
+            f"{name}: model {package.name!r} {untested[name]} and was never compared with a real outline of one: what it "
+            "draws, and that it draws nothing, are guesses; look at every slice",
+            details={"structure": name, "model": package.name},
+        )
+        for name in wanted
+        if name in untested
+    ]
 
 
 def _counted(labels: NDArray[Any]) -> NDArray[np.int64]:

@@ -25,6 +25,10 @@ TISSUES = (
 """Bodies hold fat, muscle, bowel and its content; livers vessels; kidneys cortex and medulla; bones marrow and cortex."""
 
 
+UNTESTED = {"liver_tumor": "learnt this from lesions that were made up"}
+"""Structure → what must be said of it wherever it is asked for."""
+
+
 def training_facts(held_out: Sequence[str]) -> dict[str, Any]:
     """Every case by name and licence, and how it was used. held_out: the case that each network did not see, in order."""
     return {
@@ -56,7 +60,7 @@ def package_facts(
         tissues=TISSUES,
         training=training_facts(held_out),
         scores=scores or {},
-        reliability=reliability or {},
+        reliability={**(reliability or {}), "untested": UNTESTED},
         card=card_text(held_out, scores or {}),
     )
 

@@ -37,6 +37,7 @@ _MEANING = {
     "organ-cut-by-field-of-view": "Only a part of the structure was scanned; the whole of it is larger.",
     "volume-implausible": "The outline is probably wrong, or the patient is unusual. Do not use the volume unchecked.",
     "orientation-implausible": "Left and right, or top and bottom, may be swapped. Do not use the result before this is settled.",
+    "structure-untested": "The model may miss it altogether or see it where there is none. Do not rely on it either way.",
     "structure-empty": "Either it is not in the scan, or the network missed it.",
 }
 _SEVERITY = {"error": "Problem", "warning": "Caution", "info": "Note"}

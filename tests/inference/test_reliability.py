@@ -14,7 +14,7 @@ from slice3d.grid import Grid
 from slice3d.inference.checks import check_input, not_hounsfield
 from slice3d.inference.postprocess import clean
 from slice3d.inference.reduce import Tally
-from slice3d.inference.reliability import calibrate, check_result, check_sides, measure
+from slice3d.inference.reliability import calibrate, check_result, check_sides, check_tested, measure
 from slice3d.models import ModelPackage
 from slice3d.volume import Segmentation, Volume
 from tests.inference.builders import oblique_volume, random_network, write_package
@@ -138,6 +138,21 @@ def test_expected_dice_follows_the_calibration(package: ModelPackage) -> None:
     line = {"measure": "soft_dice", "structures": {"liver": {"intercept": 0.1, "slope": 0.5}}}
     calibrated = measure(tally, replace(package, reliability=line))["liver"]
     assert calibrated["expected_dice"] == pytest.approx(0.1 + 0.5 * raw["soft_dice"], abs=1e-3)
+
+
+def test_a_structure_that_was_never_tested_says_so_and_has_no_expected_dice(package: ModelPackage) -> None:
+    said = {"default": {"intercept": 0.1, "slope": 0.8}, "untested": {"liver_tumor": "learnt this from drawings"}}
+    untested = replace(package, reliability=said)
+    tally = Tally(voxels=100, probability=90, inside=80, entropy=20)
+    found = measure({"liver": tally, "liver_tumor": tally}, untested)
+    assert found["liver"]["expected_dice"] is not None
+    assert found["liver_tumor"]["expected_dice"] is None
+    (finding,) = check_tested(["liver", "liver_tumor"], untested)
+    assert (finding.code, finding.severity) == ("structure-untested", "warning")
+    assert finding.message.startswith("liver_tumor: model ")
+    assert "learnt this from drawings" in finding.message
+    assert check_tested(["liver"], untested) == []
+    assert check_tested(["liver_tumor"], package) == []
 
 
 def test_calibration_recovers_a_line_and_never_slopes_down() -> None:

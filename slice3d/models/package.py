@@ -263,7 +263,7 @@ def _parsed(raw: Any, folder: Path, builtin: bool) -> ModelPackage:
         regions=regions,
         sampling=fields.sampling(),
         weights=fields.weights(),
-        reliability=MappingProxyType(dict(raw.get("reliability") or {})),
+        reliability=MappingProxyType(fields.reliability(labels)),
         expected_intensity=MappingProxyType(dict(raw.get("expected_intensity") or {})),
         description=MappingProxyType(dict(raw)),
         folder=folder,
@@ -310,6 +310,19 @@ class _Fields:
         if not isinstance(value, dict):
             raise self.wrong(field, "an object")
         return value
+
+    def reliability(self, labels: Mapping[int, str]) -> dict[str, Any]:
+        """What is known of the model's reliability, with `untested` checked: structure → reason."""
+        found = self.raw.get("reliability") or {}
+        if not isinstance(found, dict):
+            raise self.wrong("reliability", "an object")
+        untested = found.get("untested")
+        if untested is None:
+            return {name: value for name, value in found.items() if name != "untested"}
+        known = {*labels.values(), *(self.raw.get("groups") or {})}
+        if not isinstance(untested, dict) or not all(isinstance(v, str) and n in known for n, v in untested.items()):
+            raise self.wrong("reliability", "`untested` to be an object: structures of the model, each with a reason")
+        return dict(found)
 
     def choice(self, field: str, choices: tuple[str, ...], default: str) -> str:
         value = self.raw.get(field, default)

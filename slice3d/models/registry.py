@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from slice3d import anatomy
 from slice3d.errors import InputError, ModelError
@@ -73,9 +76,17 @@ def package(name: str, *, folder: Path | None = None) -> ModelPackage:
 
 
 def identity(wanted: ModelPackage, *, folder: Path | None = None) -> str:
-    """What a result of this package depends on: its weights and those of the package that finds its region."""
+    """What a result of this package depends on: weights and description, and those of the package that finds its region.
+
+    Findings and the expected Dice follow from the description alone.
+    """
     other = packages(folder=folder).get(wanted.region.model) if wanted.region is not None else None
-    return wanted.sha256 if other is None else f"{wanted.sha256}+{other.sha256}"
+    return "+".join(f"{one.sha256}/{_digest(one.description)}" for one in (wanted, other) if one is not None)
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    text = json.dumps(dict(description), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def find(

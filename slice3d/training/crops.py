@@ -52,6 +52,11 @@ class CropDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Map-style: item n is (image (1, …) normalised float32, labels (…) int64) of crop n."""
 
     def __init__(self, pool: Pool, settings: TrainSettings) -> None:
+        if settings.augment.lesions and settings.intensity.scheme != "clip_zscore":
+            raise InputError(
+                f"augment.lesions is set and intensities are {settings.intensity.scheme!r}; expected Hounsfield units "
+                "('clip_zscore'), in which lesions are drawn"
+            )
         self.pool = pool
         self.settings = settings
         self.transforms = _transforms(settings.augment, settings.patch_size)
@@ -71,7 +76,8 @@ class CropDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
             if rng.random() < self.settings.augment.lesion_share:
                 insert_lesions(hu, truth, organ, lesion, self.settings.spacing_mm, rng)
         if self.settings.augment.organs and rng.random() < 0.5:
-            _recolour(hu, truth, self.settings.augment.organs, rng, scale=how.std if how.scheme == "clip_zscore" else 1)
+            scale = how.std if how.scheme == "clip_zscore" else 1
+            _recolour(hu, truth, self.settings.augment.organs, rng, scale=scale, lesions=self.settings.augment.lesions)
         if rng.random() < self.settings.augment.cut_field_of_view:
             _cut(hu, truth, rng, air=air)
         return _augmented(self.transforms, normalised(hu, how), truth, rng)
@@ -107,43 +113,59 @@ def _crop(
 def insert_lesions(
     hu: Array, truth: Array, organ: int, lesion: int, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> None:
-    """One to three lesions of 4 to 30 mm radius, in place, where an organ has none: brightness is added, texture stays.
+    """One to three lesions of about 4 to 30 mm radius, in place, where an organ has none: HU are added, texture stays.
 
     Real scans without lesions would otherwise teach that only painted ones have any.
     """
+    from scipy import ndimage
+
+    from slice3d.training.synthesis import smooth_noise
+
     inside = np.flatnonzero(truth == organ)
     if len(inside) * float(np.prod(spacing_mm)) < 50_000.0 or (truth == lesion).any():
         return
-    from slice3d.training.synthesis import smooth_noise
-
+    spacing = np.asarray(spacing_mm, float)
     for _ in range(int(rng.integers(1, 4))):
         centre = np.array(np.unravel_index(int(rng.choice(inside)), truth.shape))
         radius = float(np.exp(rng.uniform(np.log(4.0), np.log(30.0))))
-        reach = np.ceil(1.7 * radius / np.asarray(spacing_mm)).astype(int) + 1
+        reach = np.ceil(2.5 * radius / spacing).astype(int) + 1
         low, high = np.maximum(0, centre - reach), np.minimum(truth.shape, centre + reach + 1)
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         at = np.stack(np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high, strict=True)], indexing="ij"), -1)
-        axes = np.exp(rng.normal(0, 0.2, 3))
-        away = np.linalg.norm((at - centre) * np.asarray(spacing_mm) / axes, axis=-1)
-        away /= 1 + 0.18 * smooth_noise(away.shape, max(3.0, radius / float(np.mean(spacing_mm))), rng)
-        share = np.clip((radius - away) / float(np.mean(spacing_mm)) + 0.5, 0, 1) * (truth[box] == organ)
+        axes = np.exp(rng.normal(0, 0.2, 3).clip(-0.4, 0.4))
+        away = np.linalg.norm((at - centre) * spacing / axes, axis=-1)
+        wobble = 0.18 * smooth_noise(away.shape, max(3.0, radius / float(spacing.mean())), rng)
+        away /= 1 + wobble.clip(-0.5, 0.5)
+        share = np.clip((radius - away) / float(spacing.mean()) + 0.5, 0, 1) * (truth[box] == organ)
+        parts, _ = ndimage.label(share > 0)
+        share *= parts == parts[tuple(centre - low)]
         offset = rng.uniform(-75, -20) if rng.random() < 0.75 else rng.uniform(20, 70)
         profile = np.ones(away.shape)
-        if rng.random() < 0.3:  # a rim, or a centre that is dead
-            profile[away > 0.75 * radius] = rng.uniform(-0.5, 0.5)
-        if rng.random() < 0.3:
-            profile[away < 0.5 * radius] *= rng.uniform(0.3, 1.6)
+        if (
+            rng.random() < 0.3
+        ):  # a rim, weaker or the other way round; never as bright as the organ, or it cannot be seen
+            profile[away > 0.75 * radius] = rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
+        if rng.random() < 0.3:  # a centre that is dead
+            profile[away < 0.5 * radius] *= rng.uniform(0.5, 1.6)
         hu[box] += (offset * profile * share).astype(hu.dtype)
         truth[box][share > 0.5] = lesion
 
 
-def _recolour(hu: Array, truth: Array, spread: Mapping[int, float], rng: np.random.Generator, *, scale: float) -> None:
-    """Shift the intensity of each structure by an amount of its own, fading over a voxel: another contrast phase."""
+def _recolour(
+    hu: Array, truth: Array, spread: Mapping[int, float], rng: np.random.Generator, *, scale: float,
+    lesions: Mapping[int, int] | None = None,
+) -> None:  # fmt: skip
+    """Shift the intensity of each structure by an amount of its own, fading over a voxel: another contrast phase.
+
+    lesions: organ → its lesions, which are shifted with it before their own shift: they stay to be seen.
+    """
     from scipy import ndimage
 
     offsets = np.zeros(256, np.float32)
     for label, deviation in spread.items():
         offsets[label] = scale * deviation * rng.normal()
+    for organ, lesion in (lesions or {}).items():
+        offsets[lesion] += offsets[organ]
     hu += ndimage.uniform_filter(offsets[truth], 3)
 
 

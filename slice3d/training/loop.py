@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from slice3d.errors import MissingExtraError
+from slice3d.errors import InputError, MissingExtraError
 from slice3d.models.loading import build_network
 from slice3d.progress import Progress, silent
 from slice3d.training.crops import CropDataset, Pool
@@ -29,6 +29,9 @@ Crops = torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]
 Validation = Callable[[torch.nn.Module], dict[str, float]]
 CHECKPOINT = "last.ckpt"
 HISTORY = "history.jsonl"
+SETTINGS = "settings.json"
+_FREE = ("validate_every", "save_every", "workers", "threads")
+"""Settings that may differ when a run goes on: its weights do not depend on them."""
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
@@ -80,7 +83,7 @@ def fit(
     pool: cases to crop at random, or a map-style data set whose item n is crop n. Continues from `folder/last.ckpt` when it is there: crops, their augmentation and the learning rate depend on the
     step number only, so an interrupted run ends with the weights of an uninterrupted one. validate: called with the
     averaged network every `validate_every` steps, in the first process. stop_after: leave off at this step of the
-    schedule.
+    schedule. Raises `InputError` when the folder holds a run with other settings.
     """
     torch.set_num_threads(settings.threads)
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,9 +99,11 @@ def fit(
     state = {"model": network, "optimizer": optimizer, "ema": average, "step": 0}
     if (folder / CHECKPOINT).exists():
         fabric.load(folder / CHECKPOINT, state)
+    _same_run(folder / SETTINGS, settings)
+    fabric.barrier()
     if fabric.is_global_zero:
         _forget_after(folder / HISTORY, int(state["step"]))
-        (folder / "settings.json").write_text(json.dumps(settings.to_dict(), indent=1))
+        (folder / SETTINGS).write_text(json.dumps(settings.to_dict(), indent=1))
     loss_fn = DeepSupervision(PartialDiceCE(settings.classes, PARTIAL, weights=settings.class_weights))
     crops = CropDataset(pool, settings) if isinstance(pool, Pool) else pool
     batches = _batches(crops, settings, int(state["step"]), fabric.global_rank, fabric.world_size)
@@ -122,6 +127,23 @@ def fit(
         if validate and ((step + 1) % settings.validate_every == 0 or step + 1 == last):
             _validate(fabric, folder, network.module, state["ema"], validate, step + 1)
     return folder / CHECKPOINT
+
+
+def _same_run(path: Path, settings: TrainSettings) -> None:
+    """Raise `InputError` when the run at `path` has other settings: half of one schedule, half of another is neither."""
+    if not path.exists():
+        return
+    now = json.loads(json.dumps(settings.to_dict()))
+    # settings that are newer than the run were at their defaults
+    defaults = json.loads(json.dumps(TrainSettings("", {}, {}, (1, 1, 1), (1.0, 1.0, 1.0), 1).to_dict()))
+    stored = {**defaults, **json.loads(path.read_text())}
+    stored["augment"] = {**defaults["augment"], **stored["augment"]}
+    for name, value in now.items():
+        if name not in _FREE and stored[name] != value:
+            raise InputError(
+                f"the run in {path.parent} was begun with {name} = {stored[name]}, now it is {value}; "
+                "go on with the same settings, or choose another folder"
+            )
 
 
 def _fabric(settings: TrainSettings, folder: Path, processes: Processes) -> Any:

@@ -90,8 +90,9 @@ def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> 
     defaults: dict[str, Any] = {"steps": 1000, "batch_size": 2, "lr": 1e-3, "seed": options.seed}
     given = dict(options.train or {})
     changes = dict(options.augment or {})
-    if "organs" in changes:  # TOML has text for keys
-        changes["organs"] = {int(label): float(spread) for label, spread in changes["organs"].items()}
+    for where, name, kind in ((changes, "organs", float), (changes, "lesions", int), (given, "class_weights", float)):
+        if name in where:
+            where[name] = _by_label(where[name], kind, name, labels)
     augment = AugmentSettings(cut_field_of_view=0.0, **changes)
     return TrainSettings(
         network=plan.network,
@@ -103,6 +104,20 @@ def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> 
         augment=augment,
         **{**defaults, **given},
     )
+
+
+def _by_label(raw: Any, kind: type, name: str, labels: Mapping[int, str]) -> dict[int, Any]:
+    """Label → value; TOML has text for keys."""
+    try:
+        found = {int(label): kind(value) for label, value in raw.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise InputError(f"{name} is {raw!r}; expected a table of label numbers and numbers, e.g. 1 = 2") from None
+    asked = {*found, *(found.values() if kind is int else ())}
+    if not asked <= set(labels):
+        raise InputError(f"{name} names label {min(asked - set(labels))}; the data set has {sorted(labels)}")
+    if kind is float and min(found.values(), default=1.0) <= 0:
+        raise InputError(f"{name} has {min(found.values())}; expected numbers above 0")
+    return found
 
 
 def split(names: Sequence[str], options: RunOptions) -> tuple[list[str], list[str]]:

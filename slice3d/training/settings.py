@@ -1,4 +1,4 @@
-"""What a training run is made of: plain values, written beside the weights and read back on resume."""
+"""What a training run is made of: plain values, written beside the weights; a run goes on with the same ones only."""
 
 from __future__ import annotations
 

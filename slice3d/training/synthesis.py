@@ -393,7 +393,7 @@ def _add_tumours(hu: Array, classes: Array, spacing_mm: float, rng: np.random.Ge
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         at = np.stack(np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high, strict=True)], indexing="ij"), -1)
         axes = np.exp(rng.normal(0, 0.2, 3))
-        wobble = 1 + 0.18 * smooth_noise(at.shape[:3], max(3.0, radius), rng)
+        wobble = 1 + (0.18 * smooth_noise(at.shape[:3], max(3.0, radius), rng)).clip(-0.5, 0.5)
         distance = np.linalg.norm((at - centre) / axes, axis=-1) / radius / wobble
         tumour = (distance < 1) & (classes[box] == VALUES["liver"])
         offset = rng.uniform(-70, -22) if rng.random() < 0.75 else rng.uniform(22, 70)

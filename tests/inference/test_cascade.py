@@ -150,10 +150,16 @@ def test_the_engine_asks_the_other_package(tmp_path: Path, monkeypatch: pytest.M
 def test_results_depend_on_both_packages(package: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
     finder = replace(package, region=None)
     monkeypatch.setattr(registry, "packages", lambda folder=None: {"finder": finder})
-    assert registry.identity(finder) == finder.sha256
-    assert registry.identity(package) == f"{package.sha256}+{finder.sha256}"
+    alone = registry.identity(finder)
+    assert alone.startswith(finder.sha256)
+    both = registry.identity(package)
+    assert both.endswith("+" + alone)
     monkeypatch.setattr(registry, "packages", lambda folder=None: {})
-    assert registry.identity(package) == package.sha256
+    assert both == registry.identity(package) + "+" + alone
+    # findings and the expected Dice follow from the description, not from the weights
+    said = replace(finder, description={**finder.description, "reliability": {"untested": {"liver": "guesses it"}}})
+    assert registry.identity(said).startswith(finder.sha256)
+    assert registry.identity(said) != alone
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,20 @@ def test_a_structure_that_was_never_tested_says_so_and_has_no_expected_dice(pack
     assert check_tested(["liver_tumor"], package) == []
 
 
+def test_every_result_of_a_structure_that_was_never_tested_says_so(tmp_path: Path) -> None:
+    from slice3d.inference import InferenceSettings, predict
+
+    untested = write_package(
+        tmp_path / "tiny", random_network(), reliability={"untested": {"spleen": "learnt this from drawings"}}
+    )
+    said = [
+        f.code for f in predict(oblique_volume(), untested, settings=InferenceSettings(precision="float32")).findings
+    ]
+    assert said.count("structure-untested") == 1
+    liver = predict(oblique_volume(), untested, structures=["liver"])
+    assert "structure-untested" not in [f.code for f in liver.findings]
+
+
 def test_calibration_recovers_a_line_and_never_slopes_down() -> None:
     line = calibrate([(x, 0.2 + 0.7 * x) for x in (0.5, 0.7, 0.9, 1.0)])
     assert (line["intercept"], line["slope"]) == (pytest.approx(0.2), pytest.approx(0.7))

@@ -109,6 +109,10 @@ def test_changed_weights_fail_verification(cache: Path) -> None:
         ("network", {"class": "os.system"}, "network"),
         ("sampling", {"resampling": "guess"}, "sampling"),
         ("licence", None, "licence"),
+        ("reliability", "good", "reliability"),
+        ("reliability", {"untested": ["liver"]}, "untested"),
+        ("reliability", {"untested": {"liver": 1}}, "untested"),
+        ("reliability", {"untested": {"unicorn": "has none"}}, "untested"),
     ],
 )
 def test_each_wrong_field_is_named(cache: Path, field: str, value: object, says: str) -> None:

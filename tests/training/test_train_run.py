@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,13 @@ import pytest
 import torch
 
 from slice3d.errors import InputError
+from slice3d.training import cases
+from slice3d.training.cases import Case
+from slice3d.training.crops import Pool
 from slice3d.training.dataset import read_dataset
-from slice3d.training.run import RunOptions, plan_dataset, read_config, split, train_dataset
+from slice3d.training.loop import fit
+from slice3d.training.run import RunOptions, plan_dataset, read_config, settings_for, split, train_dataset
+from slice3d.training.settings import TrainSettings
 from tests.training.builders import write_dataset
 
 SMALL = {"steps": 50, "batch_size": 1, "lr": 3e-3, "warmup": 5, "validate_every": 50, "save_every": 8, "ema": 0.9,
@@ -156,6 +162,57 @@ def test_unknown_configuration_keys_are_refused(tmp_path: Path) -> None:
     path.write_text("= 1")
     with pytest.raises(InputError, match="not valid TOML"):
         read_config(path)
+
+
+def test_lesions_and_class_weights_of_a_configuration_reach_the_run(dataset: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[train.class_weights]\n2 = 8\n[augment.lesions]\n1 = 2\n[augment.organs]\n1 = 0.1\n")
+    configured = read_config(path)
+    labels = read_dataset(dataset).labels
+    plan = plan_dataset(read_dataset(dataset), options())
+    found = settings_for(plan, labels, configured)
+    assert found.class_weights == {2: 8.0}
+    assert found.augment.lesions == {1: 2}
+    assert found.augment.organs == {1: 0.1}
+    assert json.loads(json.dumps(found.to_dict()))["augment"]["lesions"] == {"1": 2}
+    for text, says in (
+        ("[train.class_weights]\n9 = 8\n", "names label 9"),
+        ("[train.class_weights]\n2 = 0\n", "above 0"),
+        ("[augment.lesions]\n1 = 7\n", "names label 7"),
+        ("[augment]\nlesions = 3\n", "expected a table"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=says):
+            settings_for(plan, labels, read_config(path))
+
+
+def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[5:15, 5:15, 5:15] = 1
+    cases.save(Case("one", np.where(labels == 1, 100, -100).astype(np.int16), labels, (3.0,) * 3), tmp_path / "pool")
+    pool = Pool({tmp_path / "pool": 1.0})
+    how = TrainSettings(
+        "monai.networks.nets.UNet",
+        {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]},
+        {1: "thing"}, (8, 8, 8), (3.0, 3.0, 3.0), steps=2, threads=1, save_every=1,
+    )  # fmt: skip
+    fit(pool, how, tmp_path / "run", stop_after=1)
+    first = (tmp_path / "run" / "history.jsonl").read_text()
+    with pytest.raises(InputError, match=r"begun with class_weights = \{\}, now it is \{'1': 4.0\}"):
+        fit(pool, replace(how, class_weights={1: 4.0}), tmp_path / "run")
+    with pytest.raises(InputError, match="begun with steps = 2"):
+        fit(pool, replace(how, steps=9), tmp_path / "run")
+    # a run of before these settings existed
+    stored = tmp_path / "run" / "settings.json"
+    old = json.loads(stored.read_text())
+    del old["class_weights"], old["augment"]["lesions"], old["augment"]["lesion_share"]
+    stored.write_text(json.dumps(old))
+    fit(pool, replace(how, save_every=5), tmp_path / "run")
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 2
+    # the weights count from the first step on
+    fit(pool, replace(how, class_weights={1: 4.0}), tmp_path / "weighted", stop_after=1)
+    other = (tmp_path / "weighted" / "history.jsonl").read_text()
+    assert json.loads(other)["loss"] > 1.2 * json.loads(first)["loss"]
 
 
 def test_nnunet_raw_layout_is_read(dataset: Path, tmp_path: Path) -> None:

@@ -141,9 +141,8 @@ def insert_lesions(
         share *= parts == parts[tuple(centre - low)]
         offset = rng.uniform(-75, -20) if rng.random() < 0.75 else rng.uniform(20, 70)
         profile = np.ones(away.shape)
-        if (
-            rng.random() < 0.3
-        ):  # a rim, weaker or the other way round; never as bright as the organ, or it cannot be seen
+        # a rim, weaker or the other way round; as bright as the organ it could not be seen
+        if rng.random() < 0.3:
             profile[away > 0.75 * radius] = rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
         if rng.random() < 0.3:  # a centre that is dead
             profile[away < 0.5 * radius] *= rng.uniform(0.5, 1.6)

@@ -106,11 +106,14 @@ LEAST_LESION_ML = 0.27
 """A ball of 4 mm radius, the least that is put; less of one is a sliver at the organ's edge or beside another lesion."""
 
 
-def lesions(package: ModelPackage, volume: Volume, truth: np.ndarray, folds: tuple[int, ...]) -> dict[str, Any]:
+def lesions(
+    package: ModelPackage, volume: Volume, truth: np.ndarray, folds: tuple[int, ...], path: Path | None
+) -> dict[str, Any]:
     """What is found of lesions put into a liver that has none, and what is called a lesion as the scan is.
 
-    Found: the best partner overlaps by more than a tenth (IoU).
+    Found: the best partner overlaps by more than a tenth (IoU). path: for a picture of the largest lesion of each draw.
     """
+    planes = []
     engine = Engine(package, InferenceSettings(folds=folds))
     clean = engine.predict(volume, structures=["liver_tumor"]).mask("liver_tumor")
     voxel_ml = volume.grid.voxel_volume_mm3 / 1000
@@ -125,6 +128,7 @@ def lesions(package: ModelPackage, volume: Volume, truth: np.ndarray, folds: tup
         found = engine.predict(changed, structures=["liver_tumor"]).mask("liver_tumor")
         scored = lesion_scores(found, put, min_iou=0.1, min_voxels=int(np.ceil(LEAST_LESION_ML / voxel_ml)))
         invented += scored.invented
+        planes.append(_through_largest(changed, put, found))
         parts, count = ndimage.label(put, np.ones((3, 3, 3)))
         sizes = np.bincount(parts.ravel(), minlength=count + 1) * voxel_ml
         counted = [n for n in range(1, count + 1) if sizes[n] >= LEAST_LESION_ML]
@@ -133,6 +137,8 @@ def lesions(package: ModelPackage, volume: Volume, truth: np.ndarray, folds: tup
             offset = float(np.median((hu - volume.data)[parts == number]))
             row = {"ml": round(float(sizes[number]), 2), "hu": round(offset), "dice": round(pairs.get(place, 0.0), 3)}
             rows.append(row)
+    if path is not None:
+        lesion_picture(planes, path)
     return {"as_it_is_ml": round(float(np.count_nonzero(clean)) * voxel_ml, 2), "invented": invented, "put": rows}
 
 
@@ -183,7 +189,8 @@ def main() -> None:
                 f"  {structure:<14} Dice {row['dice']:.3f}   {row['volume_ml']:>8.1f} of {row['reference_ml']:.1f} ml"
             )
         if folds is not None:
-            put[name] = lesions(package, volume, truth, folds)
+            path = options.pictures / f"lesions-{name}.png" if options.pictures else None
+            put[name] = lesions(package, volume, truth, folds, path)
         if options.pictures:
             picture(volume, result, truth, options.pictures / f"accuracy-{name}.png")
     RESULTS.mkdir(exist_ok=True)
@@ -253,6 +260,31 @@ def picture(volume: Volume, result: Segmentation, truth: np.ndarray, path: Path)
         j = image.shape[1] // 2
         axes[row, 4].imshow(_colored(image[:, j].T, classes[:, j].T), aspect=spacing[2] / spacing[0], origin="lower")
     for axis in axes.ravel():
+        axis.axis("off")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=60)
+
+
+def _through_largest(volume: Volume, put: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The axial plane with most of what was put: image, put, found, seen from below."""
+    moves = axis_moves(volume.grid, "LPS")
+    image, there, seen = (np.asarray(apply_moves(a, *moves)) for a in (volume.data, put, found))
+    k = int(there.sum(axis=(0, 1)).argmax())
+    return image[:, :, k].T, there[:, :, k].T, seen[:, :, k].T
+
+
+def lesion_picture(planes: list[tuple[np.ndarray, ...]], path: Path) -> None:
+    """Each draw's plane: what was put outlined in green, what was found in red."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6), layout="constrained", facecolor="black")
+    FigureCanvasAgg(figure)
+    for axis, (image, put, found) in zip(figure.subplots(2, 4).ravel(), planes, strict=True):
+        axis.imshow(image, cmap="gray", vmin=-60, vmax=220)
+        for mask, color in ((put, "lime"), (found, "red")):
+            if mask.any():
+                axis.contour(mask, [0.5], colors=color, linewidths=0.8)
         axis.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=60)

@@ -157,7 +157,7 @@ def split_head(network: nn.Module, *, fewer_than: int) -> Head | None:
     import torch
     from torch import nn
 
-    found = _last_convolution(network)
+    found = last_convolution(network)
     if found is None:
         return None
     owner, name, layer = found
@@ -176,7 +176,8 @@ def split_head(network: nn.Module, *, fewer_than: int) -> Head | None:
     return Head(weight, bias)
 
 
-def _last_convolution(network: nn.Module) -> tuple[Any, str, Any] | None:
+def last_convolution(network: nn.Module) -> tuple[Any, str, Any] | None:
+    """Owner, name and layer that gives the scores; None for networks that are not known."""
     kind = type(network).__name__
     if kind in ("PlainConvUNet", "ResidualEncoderUNet"):
         layers = network.decoder.seg_layers  # type: ignore[union-attr]

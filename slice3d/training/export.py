@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slice3d.errors import InputError
 from slice3d.training.settings import TrainSettings
 
 FORMAT = "slice3d-model/1"
@@ -92,6 +93,31 @@ def _weights(checkpoint: Path, settings: TrainSettings, target: Path) -> dict[st
 
     network = build_network(settings.network, settings.arguments)
     network.load_state_dict(without_heads(torch.load(checkpoint, weights_only=True, map_location="cpu")["ema"]))
+    _without_class_weights(network, settings)
     write_weights(network.state_dict(), target, half=True)
     target.chmod(0o644)
     return {"file": target.name, "sha256": hashlib.sha256(target.read_bytes()).hexdigest(), "dtype": "float16"}
+
+
+def _without_class_weights(network: Any, settings: TrainSettings) -> None:
+    """Take the class weights of the cross-entropy off the scores, in place: a class that counted eightfold while training
+    comes out as eight times too likely (logit adjustment, Menon et al. 2021, arXiv:2007.07314).
+    """
+    import math
+
+    import torch
+
+    from slice3d.models.loading import last_convolution
+
+    if not settings.class_weights:
+        return
+    found = last_convolution(getattr(network, "inner", network))  # of a SubpixelUNet, the network within
+    if found is None or found[2].bias is None:
+        raise InputError(
+            f"{settings.network} has no known last layer from whose bias class weights can be taken; expected a DynUNet "
+            "or a SubpixelUNet, or no class_weights"
+        )
+    with torch.no_grad():
+        blocks = found[2].bias.view(-1, settings.classes)  # a view: several voxels' classes side by side
+        for value, weight in settings.class_weights.items():
+            blocks[:, value] -= math.log(weight)

@@ -215,6 +215,43 @@ def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
     assert json.loads(other)["loss"] > 1.2 * json.loads(first)["loss"]
 
 
+@pytest.mark.parametrize("kind", ["subpixel", "plain", "unknown"])
+def test_class_weights_are_taken_off_the_exported_scores(tmp_path: Path, kind: str) -> None:
+    from slice3d.models.loading import build_network, load_network
+    from slice3d.models.package import read_package
+    from slice3d.training.export import CardFacts, export
+
+    plain = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3, "kernel_size": [3] * 3, "strides": [1, 2, 2],
+             "upsample_kernel_size": [2, 2], "filters": [4, 8, 8], "norm_name": ["GROUP", {"num_groups": 1}]}  # fmt: skip
+    network, arguments, context = {
+        "plain": ("monai.networks.nets.DynUNet", plain, {}),
+        "subpixel": ("slice3d.models.subpixel.SubpixelUNet",
+                     {"in_channels": 1, "out_channels": 3, "filters": [4, 8, 8], "context": 2, "context_of": 1},
+                     {3: "a", 4: "b"}),
+        "unknown": ("monai.networks.nets.UNet",
+                    {"spatial_dims": 3, "in_channels": 1, "out_channels": 3, "channels": [4, 8], "strides": [2]}, {}),
+    }[kind]  # fmt: skip
+    how = TrainSettings(
+        network, arguments, {1: "organ", 2: "lesion"}, (16, 16, 16), (3.0, 3.0, 3.0), steps=1, context=context,
+        class_weights={2: 8.0},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    made = build_network(network, arguments).eval()
+    torch.save({"ema": made.state_dict()}, tmp_path / "last.ckpt")
+    facts = CardFacts("tiny", "1", "CC0-1.0", ("CT",))
+    if kind == "unknown":
+        with pytest.raises(InputError, match="no known last layer"):
+            export(tmp_path / "last.ckpt", how, facts, tmp_path / "package")
+        return
+    package = read_package(export(tmp_path / "last.ckpt", how, facts, tmp_path / "package"))
+    exported = load_network(package, 0).float().eval()
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        moved = exported(image) - made(image)
+    assert moved[:, 2].mean() == pytest.approx(-np.log(8), abs=0.02)
+    assert moved[:, :2].abs().max() < 0.05
+
+
 def test_nnunet_raw_layout_is_read(dataset: Path, tmp_path: Path) -> None:
     for sub in ("imagesTr", "labelsTr"):
         (tmp_path / sub).mkdir()

@@ -1,7 +1,8 @@
 """Removing what cannot belong to an organ: second components of single organs, and crumbs.
 
 A single organ (anatomy kind `organ`, and `body`) keeps its largest component. Everything else keeps components of at
-least `_FRAGMENT_SHARE` of its largest one; lesions keep everything above `_CRUMB_ML`. What is too thin for a structure
+least `_FRAGMENT_SHARE` of its largest one, vessels of `_VESSEL_SHARE` (a field of view may cut an aorta in two, its smaller
+part is more than a bright speck in the heart); lesions keep everything above `_CRUMB_ML`. What is too thin for a structure
 whose least thickness is known goes too where it hangs on its side: the arteries that leave an aorta. A component that is
 removed takes the label of the nearest voxel that stays, so that nothing tears holes into an enclosing structure; what was too
 thin becomes body. What is dropped is reported when it is larger than `_REPORT_SHARE` of what stays.
@@ -24,6 +25,7 @@ from slice3d.models.own_steps import KeepLargest
 from slice3d.volume import Segmentation, freeze
 
 _FRAGMENT_SHARE = 0.01
+_VESSEL_SHARE = 0.05
 _CRUMB_ML = 0.03
 _REPORT_SHARE = 0.02
 _MARGIN = 2
@@ -230,6 +232,8 @@ def _to_drop(sizes: NDArray[np.int64], name: str, voxel_ml: float) -> NDArray[np
         drop[int(np.argmax(sizes))] = False
     elif kind == "lesion":
         drop = sizes * voxel_ml < _CRUMB_ML
+    elif kind == "vessel":
+        drop = sizes < _VESSEL_SHARE * sizes.max()
     else:
         drop = sizes < _FRAGMENT_SHARE * sizes.max()
     drop[0] = False

@@ -205,6 +205,16 @@ def test_lesions_keep_all_their_parts_and_bones_their_large_ones() -> None:
     assert clean(replace(labels({}), labels=array), ["bone"]).labels.sum() == array.sum()
 
 
+def test_a_speck_beside_an_aorta_goes_and_a_second_length_of_it_stays() -> None:
+    array = np.zeros((60, 50, 40), np.uint8)
+    array[10:20, 10:20, :] = 1  # 4000 voxels
+    array[40:46, 20:30, 30:40] = 1  # 600: the ascending part, where the image does not hold the arch
+    array[30:35, 40:45, 5:9] = 1  # 100: contrast medium in the heart
+    cleaned = clean(Segmentation(array, grid(), {1: "aorta"}), ["aorta"])
+    assert np.count_nonzero(cleaned.labels) == 4600
+    assert [f.code for f in cleaned.findings] == ["parts-dropped"]
+
+
 def test_mr_given_to_a_ct_model_is_one_line(package: ModelPackage) -> None:
     with pytest.raises(InputError, match=r"image is MR, model 'tiny' was trained on CT; use a CT study") as caught:
         check_input([oblique_volume(modality="MR")], package)

@@ -29,7 +29,7 @@ from slice3d.models.package import ModelPackage, read_package
 from slice3d.resample import apply_moves, axis_moves, undo_moves
 from slice3d.training import cases, rules
 from slice3d.training.card import UNTESTED, card_text
-from slice3d.training.crops import insert_lesions
+from slice3d.training.lesions import insert_lesions
 from slice3d.training.structures import CONTEXT, IGNORE, LABELS, VALUES
 from slice3d.volume import Segmentation, Volume
 

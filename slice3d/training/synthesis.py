@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from slice3d.training.cases import Case, mapped
+from slice3d.training.lesions import insert_lesions
+from slice3d.training.noise import smooth_noise
 from slice3d.training.structures import VALUES
 
 Array = NDArray[Any]
@@ -131,7 +133,7 @@ def synthesise(atlas: Atlas, *, seed: int, shape: tuple[int, int, int], deformat
     classes = mapped(labels, "totalsegmentator-v2")
     classes[body & (classes == 0)] = VALUES["body"]
     if rng.random() < 0.5:
-        _add_tumours(hu, classes, atlas.spacing_mm, rng)
+        insert_lesions(hu, classes, VALUES["liver"], VALUES["liver_tumor"], (atlas.spacing_mm,) * 3, rng)
     hu[beyond], classes[beyond] = -1000.0, 0
     pooled = torch.nn.functional.avg_pool3d(torch.from_numpy(hu)[None, None], 2)[0, 0].numpy()
     image = _acquire(pooled, _pooled_labels(classes), 2 * atlas.spacing_mm, rng)
@@ -178,14 +180,6 @@ def _doubled(array: Array) -> Array:
     return torch.nn.functional.interpolate(source, scale_factor=2, mode="trilinear")[0, 0].numpy()
 
 
-def smooth_noise(shape: tuple[int, ...], cell: float, rng: np.random.Generator) -> Array:
-    """(i, j, k) float32 noise of about unit variance whose features are about `cell` voxels wide."""
-    cells = [max(2, int(n / cell) + 2) for n in shape]
-    coarse = torch.from_numpy(rng.standard_normal((1, 1, *cells)).astype(np.float32))
-    out = torch.nn.functional.interpolate(coarse, size=tuple(shape), mode="trilinear", align_corners=True)[0, 0]
-    return (out / 0.55).numpy()
-
-
 def _means(rng: np.random.Generator) -> dict[str, float]:
     """HU of each tissue in this patient and phase."""
     phase = PHASES[str(rng.choice(list(PHASES), p=[0.3, 0.2, 0.35, 0.15]))]
@@ -212,8 +206,8 @@ def _paint(
         table[list(members)] = means.get(tissue, means["muscle"])
     hu = table[labels]
     _fill(hu, labels, outline, cavity, spacing_mm, means, rng)
-    paint_kidneys(hu, labels, depth, spacing_mm, means, rng)
-    paint_aorta(hu, labels, depth, spacing_mm, rng)
+    _paint_kidneys(hu, labels, depth, spacing_mm, means, rng)
+    _paint_aorta(hu, labels, depth, spacing_mm, rng)
     _paint_bones(hu, labels, depth, spacing_mm, means, rng)
     _paint_lungs(hu, labels, spacing_mm, rng)
     _paint_bowel(hu, labels, depth, spacing_mm, means, rng)
@@ -248,7 +242,7 @@ def _fill(
     hu[empty] = tissue[empty]
 
 
-def paint_kidneys(
+def _paint_kidneys(
     hu: Array, labels: Array, depth: Array, spacing_mm: float, means: dict[str, float], rng: np.random.Generator
 ) -> None:
     """Cortex and medulla, now and then both as bright as the liver beside them; what lies in the sinus.
@@ -279,7 +273,7 @@ def paint_kidneys(
             hu[part][sinus] = content[sinus]
 
 
-def paint_aorta(hu: Array, labels: Array, depth: Array, spacing_mm: float, rng: np.random.Generator) -> None:
+def _paint_aorta(hu: Array, labels: Array, depth: Array, spacing_mm: float, rng: np.random.Generator) -> None:
     """Plaques of lime in the wall of every third aorta: aorta as well, though as bright as bone."""
     wall = (labels == 52) & (depth < rng.uniform(1.0, 3.0))
     if rng.random() < 0.35 and wall.any():
@@ -378,32 +372,6 @@ def _add_table(hu: Array, inside: Array, spacing_mm: float, rng: np.random.Gener
         for edge in rng.uniform(0.1, 0.9, 2) * hu.shape[0]:
             rail = np.abs(np.arange(hu.shape[0]) - edge) < rng.uniform(1.0, 4.0) / spacing_mm
             hu[where & rail[:, None, None]] = rng.uniform(200, 1500)
-
-
-def _add_tumours(hu: Array, classes: Array, spacing_mm: float, rng: np.random.Generator) -> None:
-    """One to four blobs in the liver, darker or brighter than it, some with a rim or a necrotic centre."""
-    liver = np.argwhere(classes[::4, ::4, ::4] == VALUES["liver"]) * 4
-    if len(liver) < 50:
-        return
-    for _ in range(int(rng.integers(1, 5))):
-        centre = liver[rng.integers(len(liver))]
-        radius = float(np.exp(rng.uniform(np.log(4), np.log(32)))) / spacing_mm
-        low = np.maximum(0, (centre - 1.7 * radius - 1).astype(int))
-        high = np.minimum(hu.shape, (centre + 1.7 * radius + 2).astype(int))
-        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        at = np.stack(np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high, strict=True)], indexing="ij"), -1)
-        axes = np.exp(rng.normal(0, 0.2, 3))
-        wobble = 1 + (0.18 * smooth_noise(at.shape[:3], max(3.0, radius), rng)).clip(-0.5, 0.5)
-        distance = np.linalg.norm((at - centre) / axes, axis=-1) / radius / wobble
-        tumour = (distance < 1) & (classes[box] == VALUES["liver"])
-        offset = rng.uniform(-70, -22) if rng.random() < 0.75 else rng.uniform(22, 70)
-        value = float(np.median(hu[box][tumour])) + offset if tumour.any() else 0.0
-        hu[box][tumour] = value
-        if rng.random() < 0.3:
-            hu[box][tumour & (distance > 0.75)] -= 0.7 * offset
-        if rng.random() < 0.3:
-            hu[box][tumour & (distance < 0.5)] = rng.uniform(0, 30)
-        classes[box][tumour] = VALUES["liver_tumor"]
 
 
 def _pooled_labels(classes: Array) -> Array:

@@ -126,7 +126,7 @@ def test_synthesis_keeps_sides_and_tissue_order_and_is_reproducible(atlas: objec
 def test_sinus_of_a_kidney_holds_more_than_fat_and_lime_lies_in_the_wall_of_an_aorta() -> None:
     from scipy import ndimage
 
-    from slice3d.training.synthesis import paint_aorta, paint_kidneys
+    from slice3d.training.synthesis import _paint_aorta, _paint_kidneys
 
     at = np.stack(np.meshgrid(*[np.arange(60)] * 3, indexing="ij"), -1)
     labels = np.zeros((60, 60, 60), np.int64)
@@ -141,8 +141,8 @@ def test_sinus_of_a_kidney_holds_more_than_fat_and_lime_lies_in_the_wall_of_an_a
     soft, limy = 0.0, 0
     for seed in range(12):
         hu = np.where(labels == 0, -100.0, 60.0).astype(np.float32)
-        paint_kidneys(hu, labels, depth, 1.5, means, np.random.default_rng(seed))
-        paint_aorta(hu, labels, depth, 1.5, np.random.default_rng(seed))
+        _paint_kidneys(hu, labels, depth, 1.5, means, np.random.default_rng(seed))
+        _paint_aorta(hu, labels, depth, 1.5, np.random.default_rng(seed))
         assert (hu[away] == -100).all()
         assert (hu[labels == 2] > 20).all()
         soft += (hu[sinus] > -40).mean()
@@ -352,7 +352,7 @@ def test_another_contrast_phase_shifts_each_structure_as_a_whole_and_nothing_els
 def test_lesions_are_put_into_an_organ_that_has_none_and_nowhere_else() -> None:
     from scipy import ndimage
 
-    from slice3d.training.crops import insert_lesions
+    from slice3d.training.lesions import insert_lesions
 
     organ = np.zeros((40, 30, 24), np.uint8)
     organ[8:32, 6:24, 4:20] = 1

@@ -129,8 +129,8 @@ def scale_of(volume: Volume, package: ModelPackage) -> Scale:
 class GreyReducer(Reducer):
     """As `Reducer`; where the network leaves it open, grey values have a say.
 
-    image: study voxels, axes as `labels`. owner: tissue of each channel. bone: the tissue that is bone, if any. The sums behind the expected Dice are over
-    study voxels and the probabilities that decided.
+    image: study voxels, axes as `labels`. owner: tissue of each channel. bone: the tissue that is bone, if any. The sums
+    behind the expected Dice are over study voxels and the probabilities that decided.
     """
 
     def __init__(

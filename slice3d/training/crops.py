@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from slice3d.errors import InputError
 from slice3d.training.lesions import insert_lesions
+from slice3d.training.marrow import fade_marrow
 from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
 
 Array = NDArray[Any]
@@ -53,11 +54,12 @@ class CropDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Map-style: item n is (image (1, …) normalised float32, labels (…) int64) of crop n."""
 
     def __init__(self, pool: Pool, settings: TrainSettings) -> None:
-        if settings.augment.lesions and settings.intensity.scheme != "clip_zscore":
-            raise InputError(
-                f"augment.lesions is set and intensities are {settings.intensity.scheme!r}; expected Hounsfield units "
-                "('clip_zscore'), in which lesions are drawn"
-            )
+        for name in ("lesions", "marrow"):
+            if getattr(settings.augment, name) and settings.intensity.scheme != "clip_zscore":
+                raise InputError(
+                    f"augment.{name} is set and intensities are {settings.intensity.scheme!r}; expected Hounsfield units "
+                    "('clip_zscore'), in which they are drawn"
+                )
         self.pool = pool
         self.settings = settings
         self.transforms = _transforms(settings.augment, settings.patch_size)
@@ -76,6 +78,9 @@ class CropDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         for organ, lesion in self.settings.augment.lesions.items():
             if rng.random() < self.settings.augment.lesion_share:
                 insert_lesions(hu, truth, organ, lesion, self.settings.spacing_mm, rng)
+        for bone, share in self.settings.augment.marrow.items():
+            if rng.random() < share:
+                fade_marrow(hu, truth, bone, self.settings.spacing_mm, rng)
         if self.settings.augment.organs and rng.random() < 0.5:
             scale = how.std if how.scheme == "clip_zscore" else 1
             _recolour(hu, truth, self.settings.augment.organs, rng, scale=scale, lesions=self.settings.augment.lesions)

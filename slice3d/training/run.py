@@ -90,7 +90,9 @@ def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> 
     defaults: dict[str, Any] = {"steps": 1000, "batch_size": 2, "lr": 1e-3, "seed": options.seed}
     given = dict(options.train or {})
     changes = dict(options.augment or {})
-    for where, name, kind in ((changes, "organs", float), (changes, "lesions", int), (given, "class_weights", float)):
+    tables = ((changes, "organs", float), (changes, "marrow", float), (changes, "lesions", int),
+              (given, "class_weights", float))  # fmt: skip
+    for where, name, kind in tables:
         if name in where:
             where[name] = _by_label(where[name], kind, name, labels)
     augment = AugmentSettings(cut_field_of_view=0.0, **changes)

@@ -41,6 +41,8 @@ class AugmentSettings:
     lesions: Mapping[int, int] = field(default_factory=dict)
     """Label of an organ → label of lesions to be put into it, in crops of CT that have none."""
     lesion_share: float = 0.4
+    marrow: Mapping[int, float] = field(default_factory=dict)
+    """Label of bone → share of the crops of CT in which its marrow is turned to fat in patches."""
 
 
 @dataclass(frozen=True)
@@ -89,5 +91,6 @@ class TrainSettings:
         out["context"] = {str(k): v for k, v in self.context.items()}
         out["class_weights"] = {str(k): v for k, v in self.class_weights.items()}
         out["augment"]["lesions"] = {str(k): v for k, v in self.augment.lesions.items()}
+        out["augment"]["marrow"] = {str(k): v for k, v in self.augment.marrow.items()}
         out["augment"]["organs"] = {str(k): v for k, v in self.augment.organs.items()}
         return out

@@ -61,7 +61,7 @@ _PHASE_HU = {"liver": 20, "spleen": 25, "kidney_left": 45, "kidney_right": 45, "
 _AUGMENT = AugmentSettings(
     cut_field_of_view=0.2, low_resolution=0.1, rotate_deg=7, scale=0.14,
     organs={VALUES[name]: hu / IntensitySettings().std for name, hu in _PHASE_HU.items()},
-    lesions={VALUES["liver"]: VALUES["liver_tumor"]},
+    lesions={VALUES["liver"]: VALUES["liver_tumor"]}, marrow={VALUES["bone"]: 0.4},
 )  # fmt: skip
 
 

@@ -5,7 +5,8 @@
     python benchmarks/inference.py --part parity --peer-python PATH --data SHARED_DATA
     python benchmarks/inference.py --part reference --peer-python PATH      (tests/inference/reference)
 
-Contenders: slice3d; MONAI's plain sliding window (this interpreter); nnU-Net's own predictor and TotalSegmentator's
+Contenders: slice3d (a case, and a second one in the same process); slice3d-in-a-row (ten more, each read while the one
+before is segmented); MONAI's plain sliding window (this interpreter); nnU-Net's own predictor and TotalSegmentator's
 command (`--peer-python`, an environment with `nnunetv2` and `TotalSegmentator`). One contender a call, on the very same
 checkpoint; end to end from a NIfTI file to a written label file, from the start of the process to its end. Peak memory
 is the sum of proportional set sizes of the process and its children, sampled. Results are merged into `--out`.
@@ -100,6 +101,22 @@ for n in range(2):
         break
 """
 
+_IN_A_ROW = """
+import json, sys, time
+from pathlib import Path
+import slice3d
+from slice3d.inference import Engine, InferenceSettings
+from slice3d.models import package
+source, target, cache, name, memory, precision = sys.argv[1:7]
+engine = Engine(package(name, folder=Path(cache)), InferenceSettings(memory_gib=float(memory) or None, precision=precision))
+engine.predict(slice3d.load(source))
+networks, start = [], time.time()
+for result in engine.predict_each(slice3d.load(source) for n in range(10)):
+    slice3d.save(result, target)
+    networks.append(result.metadata["timings_s"]["network"])
+print(json.dumps({"cases": len(networks), "case_seconds": (time.time() - start) / len(networks), "network_s": networks}))
+"""
+
 _MONAI = """
 import json, sys, time
 import nibabel as nib, numpy as np, torch
@@ -143,9 +160,10 @@ SimpleITKIO().write_seg(labels, target, properties)
 
 def command(contender: str, folder: Path, source: Path, target: Path, options: argparse.Namespace) -> list[str]:
     python = options.peer_python
-    if contender == "slice3d":
+    if contender.startswith("slice3d"):
         more = ["once"] if options.once else []
-        return [sys.executable, "-c", _SLICE3D, str(source), str(target), str(options.scratch / "cache"), _package(options),
+        code = _SLICE3D if contender == "slice3d" else _IN_A_ROW
+        return [sys.executable, "-c", code, str(source), str(target), str(options.scratch / "cache"), _package(options),
                 str(options.memory), options.precision, *more]  # fmt: skip
     if contender == "monai":
         return [sys.executable, "-W", "ignore", "-c", _MONAI, str(source), str(target), str(folder),
@@ -257,6 +275,12 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
             row["second_case_cpu_seconds"] = round(second["cpu_s"], 1)
             row["second_case_outside_network_share"] = round(1 - second["network"] / second["seconds"], 3)
         row["details"] = details
+    elif options.contender == "slice3d-in-a-row":
+        details = json.loads(out.strip().splitlines()[-1])
+        row["case_seconds"] = round(details["case_seconds"], 2)
+        network = sum(details["network_s"]) / details["cases"]
+        row["outside_network_share"] = round(1 - network / details["case_seconds"], 3)
+        row["details"] = details
     elif options.contender in ("nnunetv2", "monai"):
         row["agreement_with_slice3d"] = _agreement(target, options)
     return row
@@ -302,7 +326,7 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, default="3mm-118")
     parser.add_argument("--labels", choices=LABELS, default="everywhere", help="what the random weights label")
     parser.add_argument("--contender", default="slice3d",
-                        choices=("slice3d", "monai", "nnunetv2", "totalsegmentator", "prepare"))  # fmt: skip
+                        choices=("slice3d", "slice3d-in-a-row", "monai", "nnunetv2", "totalsegmentator", "prepare"))  # fmt: skip
     parser.add_argument("--size", type=int, default=512, help="pixels per row and column")
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--memory", type=float, default=0.0, help="memory budget of slice3d in GiB (default: its own)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ class Run:
     tiles: int = 0
     region: list[list[int]] | None = None
     grey_values: dict[str, Any] | None = None
+    planned: Callable[[Plan], None] | None = None
+    """Called once the memory plan is made, before anything large is."""
 
     def clock(self, name: str, start: float) -> None:
         """Add the time since `start` (of `time.perf_counter`) to a stage's seconds."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from slice3d import anatomy
 from slice3d.errors import InputError, ModelError
 from slice3d.inference import checks, memory, postprocess, reliability
+from slice3d.inference.ahead import Ahead, ahead_of
 from slice3d.inference.by_intensity import reduce_by_intensity
 from slice3d.inference.cascade import in_region, region_for
 from slice3d.inference.case import Case, Run, moved, padded, permuted, permuted_floats, slab_axis, three
@@ -40,6 +41,8 @@ from slice3d.progress import Progress, silent
 from slice3d.volume import Segmentation, Volume, freeze
 
 log = logging.getLogger(__name__)
+
+_READING = 2.5  # times a study's voxels: what reading it takes at its peak, file and converted values included
 
 
 class Engine:
@@ -81,14 +84,46 @@ class Engine:
         precision and folds stay those the engine was made with). Raises `InputError` for an image the model was not
         made for and `ModelError` when the memory budget does not suffice.
         """
+        return self._predict(volume, structures, settings or self.settings, Run({}), progress)
+
+    def predict_each(
+        self,
+        volumes: Iterable[Volume | Sequence[Volume]],
+        *,
+        structures: Sequence[str] | None = None,
+        settings: InferenceSettings | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[Segmentation]:
+        """Segment many studies, in order, each while the next one is being read: the same results as `predict`.
+
+        volumes: studies as `predict` takes them; of a generator such as `(slice3d.load(p) for p in paths)` the next one
+        is drawn in another thread, one ahead at most, and only while the memory budget has room for a second study of
+        the size of the one at work (never for models that first look for a region). What `volumes` or `predict` raises
+        is raised when its turn has come, and ends the loop.
+        """
         settings = settings or self.settings
+        with ahead_of(volumes) as ahead:
+            while (volume := ahead.take()) is not None:
+                planned = partial(self._read_ahead, ahead, _size_gib(volume))
+                yield self._predict(volume, structures, settings, Run({}, planned=planned), progress)
+
+    def _read_ahead(self, ahead: Ahead[Any], size: float, plan: memory.Plan) -> None:
+        """Begin to read the next study where there is room for it beside this one. size: GiB that one is expected to take."""
+        # the budget of a GPU is of its own memory; studies lie in the host's
+        spare = plan.budget_gib - plan.need_gib if self.device.type == "cpu" else memory.available_gib() / 2
+        if spare > _READING * size:
+            ahead.start()
+
+    def _predict(
+        self, volume: Volume | Sequence[Volume], structures: Sequence[str] | None, settings: InferenceSettings,
+        run: Run, progress: Progress,
+    ) -> Segmentation:  # fmt: skip
         volumes = (volume,) if isinstance(volume, Volume) else tuple(volume)
         wanted = wanted_structures(self.package, structures)
         region = None if settings.allow_unexpected_input else region_for(volumes[0], self.package)
         if region is not None:
             checks.check_shape(volumes, self.package)
             return self._in_region(region, volumes[0], structures, settings, progress)
-        run = Run({})
         begin = time.perf_counter()
         findings = [*checks.check_input(volumes, self.package, allow=settings.allow_unexpected_input)]
         run.clock("check", begin)
@@ -166,6 +201,8 @@ class Engine:
         order = three([slab, *(n for n in range(3) if n != slab)])
         labels = np.zeros_like(volumes[0].data, label_type(self.package), order="K")
         run.plan = memory.plan_case(self.networks, frame, slab=slab, label_bytes=labels.nbytes, settings=settings)
+        if run.planned:
+            run.planned(run.plan)
         resampled = network_image(volumes, self.package, frame, threads=settings.threads or cores())
         image, offset = padded(resampled, self.package)
         run.clock("resample", start)
@@ -228,7 +265,10 @@ class Engine:
             rooms = [torch.empty((*plane, self.networks.channels_out), device=self.device) for _ in range(2)]
             for index, averaged in planes(self.networks, case, sweep, low, high):
                 start = time.perf_counter()
-                reducer.take(index, self.networks.scores(averaged, rooms[index % 2]))
+                scores = self.networks.scores(averaged, rooms[index % 2])
+                case.run.clock("network", start)  # its last layer
+                start = time.perf_counter()
+                reducer.take(index, scores)
                 case.run.clock("reduce", start)
         return reducer
 
@@ -260,6 +300,11 @@ class Engine:
             "load_s": round(self.load_seconds, 3),
             "timings_s": dict(run.timings),
         }
+
+
+def _size_gib(volume: Volume | Sequence[Volume]) -> float:
+    volumes = [volume] if isinstance(volume, Volume) else volume
+    return float(sum(one.data.nbytes for one in volumes)) / memory.GIB
 
 
 def predict(

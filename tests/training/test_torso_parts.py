@@ -317,9 +317,10 @@ def test_crop_depends_on_its_number_alone(tmp_path: Path, lesions: dict[int, int
         drawn |= set(labels_again.unique().tolist())
     assert (10 in drawn) == bool(lesions)
     if lesions:
-        other = replace(settings, intensity=IntensitySettings(scheme="zscore"))
-        with pytest.raises(InputError, match="expected Hounsfield units"):
-            CropDataset(Pool({tmp_path: 1.0}), other)
+        for drawn_in_hu in (augment, AugmentSettings(marrow={7: 0.5})):
+            other = replace(settings, augment=drawn_in_hu, intensity=IntensitySettings(scheme="zscore"))
+            with pytest.raises(InputError, match="expected Hounsfield units"):
+                CropDataset(Pool({tmp_path: 1.0}), other)
 
 
 def test_another_contrast_phase_shifts_each_structure_as_a_whole_and_nothing_else() -> None:
@@ -392,3 +393,57 @@ def test_respaced_volume_keeps_amount_and_place() -> None:
     assert labels.sum() * 27 == pytest.approx(ball.sum() * 4.5, rel=0.04)
     middle = (np.argwhere(labels).mean(axis=0) + 0.5) * 3
     assert middle == pytest.approx((33.0, 25.0, 28.0), abs=0.5)
+
+
+def test_marrow_turns_to_fat_inside_bones_and_nowhere_else() -> None:
+    from scipy import ndimage
+
+    from slice3d.training.marrow import fade_marrow
+
+    bone, spacing = 7, (3.0, 2.5, 4.0)
+    truth = np.zeros((40, 30, 24), np.uint8)
+    truth[6:34, 6:24, 4:20] = bone
+    inner = ndimage.binary_erosion(truth == bone, iterations=2)
+    noise = np.random.default_rng(0).normal(0, 10, truth.shape)
+    before = (np.where(inner, 180, np.where(truth == bone, 900, 40)) + noise).astype(np.float32)
+    faded, shell = [], []
+    for seed in range(12):
+        hu = before.copy()
+        fade_marrow(hu, truth, bone, spacing, np.random.default_rng(seed))
+        assert np.array_equal(hu[truth != bone], before[truth != bone])
+        assert (hu <= before + 1e-3).all(), "marrow fades, nothing becomes denser"
+        assert hu.min() > -250
+        faded.append(np.quantile((before - hu)[inner], 0.9))
+        shell.append((before - hu)[(truth == bone) & ~ndimage.binary_erosion(truth == bone)].mean())
+        changed = (before - hu)[inner] > 60
+        if changed.any():
+            # in patches: what fades has neighbours that do
+            parts, count = ndimage.label((before - hu > 60) & inner)
+            assert np.bincount(parts.ravel())[1:].max() > 0.3 * changed.sum() / max(1, count) ** 0.5
+    assert max(faded) > 150, "some become as dark as fat"
+    assert np.median(shell) < 0.4 * np.median(faded), "compact bone stays"
+    assert any(f < 60 for f in faded), "some bones stay as they are"
+
+    hu = before.copy()
+    fade_marrow(hu, np.zeros_like(truth), bone, spacing, np.random.default_rng(0))
+    assert np.array_equal(hu, before)
+
+
+def test_marrow_fades_in_the_share_of_crops_that_was_asked_for(tmp_path: Path) -> None:
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[2:18, 2:18, 2:18] = 7
+    cases.save(Case("one", np.where(labels == 7, 200, 0).astype(np.int16), labels, (3.0, 3.0, 3.0)), tmp_path)
+    plain = AugmentSettings(
+        rotate_deg=0, scale=0, noise=0, shift=0, gain=0, blur=0.2, gamma=0, low_resolution=0, cut_field_of_view=0
+    )
+
+    def dark(share: float) -> int:
+        augment = replace(plain, marrow={7: share} if share else {})
+        settings = TrainSettings("", {}, LABELS, (12, 12, 12), (3.0, 3.0, 3.0), steps=40, augment=augment)
+        dataset = CropDataset(Pool({tmp_path: 1.0}), settings)
+        crops = [dataset[n] for n in range(40)]
+        return sum(bool((image[0][truth == 7] < 0.2).any()) for image, truth in crops)
+
+    assert dark(0) == 0
+    assert 0 < dark(0.2) < dark(1) <= 40
+    assert dark(1) > 8

@@ -164,9 +164,11 @@ def test_unknown_configuration_keys_are_refused(tmp_path: Path) -> None:
         read_config(path)
 
 
-def test_lesions_and_class_weights_of_a_configuration_reach_the_run(dataset: Path, tmp_path: Path) -> None:
+def test_tables_of_a_configuration_reach_the_run(dataset: Path, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
-    path.write_text("[train.class_weights]\n2 = 8\n[augment.lesions]\n1 = 2\n[augment.organs]\n1 = 0.1\n")
+    path.write_text(
+        "[train.class_weights]\n2 = 8\n[augment.lesions]\n1 = 2\n[augment.organs]\n1 = 0.1\n[augment.marrow]\n2 = 0.5\n"
+    )
     configured = read_config(path)
     labels = read_dataset(dataset).labels
     plan = plan_dataset(read_dataset(dataset), options())
@@ -174,12 +176,17 @@ def test_lesions_and_class_weights_of_a_configuration_reach_the_run(dataset: Pat
     assert found.class_weights == {2: 8.0}
     assert found.augment.lesions == {1: 2}
     assert found.augment.organs == {1: 0.1}
-    assert json.loads(json.dumps(found.to_dict()))["augment"]["lesions"] == {"1": 2}
+    assert found.augment.marrow == {2: 0.5}
+    stored = json.loads(json.dumps(found.to_dict()))["augment"]
+    assert stored["lesions"] == {"1": 2}
+    assert stored["marrow"] == {"2": 0.5}
     for text, says in (
         ("[train.class_weights]\n9 = 8\n", "names label 9"),
         ("[train.class_weights]\n2 = 0\n", "above 0"),
         ("[augment.lesions]\n1 = 7\n", "names label 7"),
         ("[augment]\nlesions = 3\n", "expected a table"),
+        ("[augment.marrow]\n7 = 0.5\n", "names label 7"),
+        ("[augment.marrow]\n1 = -0.5\n", "above 0"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=says):
@@ -205,7 +212,7 @@ def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
     # a run of before these settings existed
     stored = tmp_path / "run" / "settings.json"
     old = json.loads(stored.read_text())
-    del old["class_weights"], old["augment"]["lesions"], old["augment"]["lesion_share"]
+    del old["class_weights"], old["augment"]["lesions"], old["augment"]["lesion_share"], old["augment"]["marrow"]
     stored.write_text(json.dumps(old))
     fit(pool, replace(how, save_every=5), tmp_path / "run")
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 2

@@ -166,12 +166,25 @@ def axis_matrix(n_in: int, n_out: int, *, step: float, order: int, average: bool
         out = np.zeros((n_out, n_in), np.float32)
         out[np.arange(n_out), np.clip(np.floor(where + 0.5).astype(int), 0, n_in - 1)] = 1
         return out
-    # a spline through unit pulses gives the columns, so prefilter and edges are scipy's own
     pulses = np.eye(n_in)
     if average and step > 1:
         pulses = ndimage.gaussian_filter1d(pulses, 0.35 * np.sqrt(step**2 - 1), axis=0, mode="nearest")
-    columns = [ndimage.map_coordinates(pulse, where[None], order=order, mode="nearest") for pulse in pulses.T]
-    return np.stack(columns, axis=1).astype(np.float32)
+    if order == 1:
+        edge, coefficients = 0, pulses
+    else:  # as `map_coordinates` does for repeated edges
+        edge = 12
+        coefficients = ndimage.spline_filter1d(np.pad(pulses, ((edge, edge), (0, 0)), "edge"), order, 0, mode="nearest")
+    place = where + edge
+    first = (np.floor(place) if order % 2 else np.floor(place + 0.5)).astype(int) - order // 2
+    near = first[:, None] + np.arange(order + 1)
+    single = np.zeros(2 * order + 3)  # the spline of one coefficient is read off scipy's own
+    single[order + 1] = 1
+    weight = ndimage.map_coordinates(single, [place[:, None] - near + order + 1], order=order, prefilter=False)
+    near = np.minimum(near, len(coefficients) - 1)  # a neighbour beyond the last one has no weight
+    out = np.zeros((n_out, n_in))
+    for n in range(order + 1):
+        out += weight[:, n, None] * coefficients[near[:, n]]
+    return out.astype(np.float32)
 
 
 def network_image(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ def packed(payload: bytes, *, labels: bool) -> bytes:
         return bytes(imagecodecs.gzip_encode(payload, level=_IMAGES))
     # on labels zlib-ng takes a fifth of libdeflate's time for files as small; its stream, without the frame of zlib
     deflated = imagecodecs.zlibng_encode(payload, level=_LABELS)[2:-4]
-    return _HEADER + deflated + struct.pack("<II", zlib.crc32(payload), len(payload) % 2**32)
+    return _HEADER + deflated + struct.pack("<II", imagecodecs.zlibng_crc32(payload), len(payload) % 2**32)
 
 
 def unpacked(path: Path, size: int) -> NDArray[np.uint8] | None:

@@ -163,9 +163,9 @@ def axis_matrix(n_in: int, n_out: int, *, step: float, order: int, average: bool
     # half a voxel beyond the outer centres a spline of repeated edges still bends, so only linear positions are clipped
     where = (np.arange(n_out) + 0.5) * step - 0.5 if order > 1 else sample_positions(n_in, n_out, step)
     if order == 0 or n_in == 1:
-        out = np.zeros((n_out, n_in), np.float32)
-        out[np.arange(n_out), np.clip(np.floor(where + 0.5).astype(int), 0, n_in - 1)] = 1
-        return out
+        nearest = np.zeros((n_out, n_in), np.float32)
+        nearest[np.arange(n_out), np.clip(np.floor(where + 0.5).astype(int), 0, n_in - 1)] = 1
+        return nearest
     pulses = np.eye(n_in)
     if average and step > 1:
         pulses = ndimage.gaussian_filter1d(pulses, 0.35 * np.sqrt(step**2 - 1), axis=0, mode="nearest")

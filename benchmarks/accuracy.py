@@ -5,7 +5,8 @@
 Each held-out case is segmented by the one network of the package that was never trained on it; the phantom, a stylised
 study with analytic truth, by all of them. `--quick` runs the phantom at a coarser grid and
 the smallest held-out case only. No real liver tumour is in the data: lesions of the kind that training puts into livers are
-put into the held-out livers, with seeds of their own, and looked for. `--write` stores scores and the reliability calibration in the package's model.json and
+put into the held-out livers, with seeds of their own, and looked for. The held-out studies are also made worse in six ways
+(`degraded.py`) and segmented again. `--write` stores scores and the reliability calibration in the package's model.json and
 README.md.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from benchmarks.degraded import VARIANTS
 from slice3d.inference import Engine, InferenceSettings
 from slice3d.inference.reliability import calibrate
 from slice3d.metrics import lesion_scores
@@ -159,6 +161,48 @@ def lesion_table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def swapped_ml(result: Segmentation, truth: np.ndarray) -> float:
+    """Millilitres of a left kidney or lung called the right one, or the other way round."""
+    pairs = [
+        (f"{organ}_{a}", f"{organ}_{b}")
+        for organ in ("kidney", "lung")
+        for a, b in (("left", "right"), ("right", "left"))
+    ]
+    wrong = sum(np.count_nonzero(result.mask(mine) & (truth == VALUES[other])) for mine, other in pairs)
+    return round(float(wrong) * result.grid.voxel_volume_mm3 / 1000, 2)
+
+
+def degraded(
+    package: ModelPackage, volume: Volume, truth: np.ndarray, name: str, folds: tuple[int, ...]
+) -> dict[str, Any]:
+    """Scores of the study made worse in each way, and of it as it is first."""
+    engine = Engine(package, InferenceSettings(folds=folds))
+    rows: dict[str, Any] = {}
+    for how, (worse, labels) in {
+        "as it is": (volume, truth),
+        **{k: f(volume, truth) for k, f in VARIANTS.items()},
+    }.items():
+        result = engine.predict(worse)
+        dice = {k: row["dice"] for k, row in score(result, labels, UNSCORED[name]).items()}
+        rows[how] = {"dice": dice, "swapped_ml": swapped_ml(result, labels)}
+    return rows
+
+
+def degraded_table(found: dict[str, dict[str, Any]]) -> str:
+    """Dice of each held-out study as it is and made worse."""
+    names = [
+        n
+        for n in LABELS.values()
+        if n != "body" and any(n in v["dice"] for rows in found.values() for v in rows.values())
+    ]
+    lines = ["| case | " + " | ".join(names) + " | left for right, ml |", "|---|" + "---|" * (len(names) + 1)]
+    for case, rows in found.items():
+        for how, row in rows.items():
+            cells = [f"{row['dice'][n]:.3f}" if n in row["dice"] else "–" for n in names]
+            lines.append(f"| {case}, {how} | {' | '.join(cells)} | {row['swapped_ml']:g} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("ct-torso", *ELSEWHERE), default="ct-torso")
@@ -178,6 +222,7 @@ def main() -> None:
     ]
     scores: dict[str, Any] = {}
     put: dict[str, Any] = {}
+    worse: dict[str, Any] = {}
     for name, folds in [*(held[:1] if options.quick else held), ("phantom", None)]:
         volume, truth = phantom(options.quick) if name == "phantom" else held_out(options.data, name)
         started = time.perf_counter()
@@ -191,21 +236,21 @@ def main() -> None:
         if folds is not None:
             path = options.pictures / f"lesions-{name}.png" if options.pictures else None
             put[name] = lesions(package, volume, truth, folds, path)
+            worse[name] = degraded(package, volume, truth, name, folds)
         if options.pictures:
             picture(volume, result, truth, options.pictures / f"accuracy-{name}.png")
     RESULTS.mkdir(exist_ok=True)
     target = RESULTS / ("accuracy-quick.json" if options.quick else "accuracy.json")
-    target.write_text(
-        json.dumps({"model": package.version, "sha256": package.sha256, "scores": scores, "lesions": put}, indent=1)
-        + "\n"
-    )
-    print("\n" + lesion_table(put))
+    found = {"scores": scores, "lesions": put, "degraded": worse}
+    target.write_text(json.dumps({"model": package.version, "sha256": package.sha256, **found}, indent=1) + "\n")
+    tables = {"scores": table(scores), "lesions": lesion_table(put), "degraded": degraded_table(worse)}
+    print("\n\n".join(tables.values()))
     if options.write and not options.quick:
-        write(scores, put)
+        write(scores, tables)
 
 
-def write(scores: dict[str, Any], put: dict[str, dict[str, Any]]) -> None:
-    """Scores and calibration into the package. Too few cases for a line per structure: one line for all of them."""
+def write(scores: dict[str, Any], tables: dict[str, str]) -> None:
+    """Scores and calibration into the package, tables into docs/models.md. Too few cases for a line per structure: one line for all of them."""
     description = json.loads((PACKAGE / "model.json").read_text())
     pairs = [
         (row["soft_dice"], row["dice"])
@@ -220,7 +265,7 @@ def write(scores: dict[str, Any], put: dict[str, dict[str, Any]]) -> None:
     (PACKAGE / "model.json").write_text(json.dumps(description, indent=1) + "\n")
     page = ROOT / "docs" / "models.md"
     text = page.read_text()
-    for mark, filled in (("scores", table(scores)), ("lesions", lesion_table(put))):
+    for mark, filled in tables.items():
         head, rest = text.split(f"<!-- {mark}:begin -->")
         text = f"{head}<!-- {mark}:begin -->\n{filled}\n<!-- {mark}:end -->{rest.split(f'<!-- {mark}:end -->')[1]}"
     page.write_text(text)

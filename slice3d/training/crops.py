@@ -70,8 +70,7 @@ class CropDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([self.settings.seed, number])
         image, labels = self.pool.draw(rng)
-        margin = 1.0 + self.settings.augment.scale + 0.05
-        size = tuple(int(np.ceil(n * margin)) for n in self.settings.patch_size)
+        size = _with_margin(self.settings.patch_size, self.settings.augment)
         how = self.settings.intensity
         air = how.clip[0] if how.scheme == "clip_zscore" else float(image.min())
         hu, truth = _crop(image, labels, size, rng, air=air, wanted=max(self.settings.labels))
@@ -87,6 +86,14 @@ class CropDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if rng.random() < self.settings.augment.cut_field_of_view:
             _cut(hu, truth, rng, air=air)
         return _augmented(self.transforms, normalised(hu, how), truth, rng)
+
+
+def _with_margin(patch: Sequence[int], how: AugmentSettings) -> tuple[int, ...]:
+    """The size of what is cut, so that little from outside of it comes into a patch that is scaled and turned."""
+    turn = np.deg2rad(how.turn_deg)
+    across, deep, high = (n * (1.0 + how.scale + 0.05) for n in patch)
+    turned = (across * np.cos(turn) + deep * np.sin(turn), deep * np.cos(turn) + across * np.sin(turn), high)
+    return tuple(int(np.ceil(n)) for n in turned)
 
 
 def _crop(
@@ -165,10 +172,10 @@ def _transforms(how: AugmentSettings, patch: Sequence[int]) -> Any:
     from monai.transforms.intensity import dictionary as mi
     from monai.transforms.spatial import dictionary as ms
 
-    angle = float(np.deg2rad(how.rotate_deg))
+    angle, turn = (float(np.deg2rad(deg)) for deg in (how.rotate_deg, max(how.rotate_deg, how.turn_deg)))
     return mc.Compose(
         [
-            ms.RandAffined(["image", "label"], prob=0.7, rotate_range=angle, scale_range=how.scale, spatial_size=patch,
+            ms.RandAffined(["image", "label"], prob=0.7, rotate_range=(angle, angle, turn), scale_range=how.scale, spatial_size=patch,
                            mode=["bilinear", "nearest"], padding_mode="border", cache_grid=True),
             mp.CenterSpatialCropd(["image", "label"], roi_size=patch),
             *[ms.RandFlipd(["image", "label"], prob=0.5, spatial_axis=axis) for axis in how.flip_axes],

@@ -27,6 +27,8 @@ class AugmentSettings:
     """How strongly crops are varied: angles in degrees, scales as fractions, intensities in normalised units."""
 
     rotate_deg: float = 8.0
+    turn_deg: float = 0.0
+    """About the patient's long axis, where it is more than `rotate_deg`: few lie on their side, many a little."""
     scale: float = 0.15
     noise: float = 0.15
     shift: float = 0.10

@@ -10,7 +10,7 @@ from slice3d.errors import InputError
 from slice3d.training import annotate, cases, rules
 from slice3d.training.annotate import Checked
 from slice3d.training.cases import Case
-from slice3d.training.crops import CropDataset, Pool
+from slice3d.training.crops import CropDataset, Pool, _with_margin
 from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
 from slice3d.training.structures import CONTEXT, LABELS, NO_ORGAN, PARTIAL, VALUES
 
@@ -447,3 +447,37 @@ def test_marrow_fades_in_the_share_of_crops_that_was_asked_for(tmp_path: Path) -
     assert dark(0) == 0
     assert 0 < dark(0.2) < dark(1) <= 40
     assert dark(1) > 8
+
+
+def test_patients_are_turned_about_their_long_axis_further_than_tilted(tmp_path: Path) -> None:
+    labels = np.zeros((40, 40, 30), np.uint8)
+    labels[8:32, 17:23, :] = 9  # a slab whose direction can be measured in every axial plane
+    cases.save(Case("one", np.where(labels == 9, 100, -900).astype(np.int16), labels, (3.0, 3.0, 3.0)), tmp_path)
+    plain = AugmentSettings(rotate_deg=2, scale=0, noise=0, low_resolution=0, cut_field_of_view=0)
+
+    def directions(turn_deg: float) -> np.ndarray:
+        augment = replace(plain, turn_deg=turn_deg)
+        settings = TrainSettings("", {}, LABELS, (24, 24, 12), (3.0, 3.0, 3.0), steps=60, augment=augment)
+        dataset = CropDataset(Pool({tmp_path: 1.0}), settings)
+        found = []
+        for n in range(60):
+            slab = dataset[n][1].numpy()[..., 6] == 9
+            if slab.sum() > 80:
+                i, j = np.nonzero(slab)
+                found.append(np.degrees(np.arctan2(*np.linalg.eigh(np.cov(i, j))[1][::-1, 1])))
+        return np.abs((np.array(found) + 90) % 180 - 90)
+
+    straight, askew = directions(0), directions(25)
+    assert len(askew) > 15
+    assert np.quantile(straight, 0.9) < 6
+    assert np.quantile(askew, 0.9) > 12
+    assert askew.max() < 32
+
+
+def test_room_for_turning_is_cut_in_plane_and_only_then() -> None:
+    still = AugmentSettings(scale=0.15)
+    assert _with_margin((100, 60, 40), still) == (120, 72, 48)
+    across, deep, high = _with_margin((100, 60, 40), replace(still, turn_deg=30))
+    assert across == int(np.ceil(120 * np.cos(np.pi / 6) + 72 * np.sin(np.pi / 6)))
+    assert deep == int(np.ceil(72 * np.cos(np.pi / 6) + 120 * np.sin(np.pi / 6)))
+    assert high == 48

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from benchmarks.degraded import VARIANTS
+from benchmarks.degraded import variants
 from slice3d.inference import Engine, InferenceSettings
 from slice3d.inference.reliability import calibrate
 from slice3d.metrics import lesion_scores
@@ -38,6 +38,8 @@ from slice3d.volume import Segmentation, Volume
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slice3d" / "models" / "packages" / "ct-torso"
 RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "models.md"
+TABLES = ("scores", "lesions", "degraded")
 ELSEWHERE = {
     "mr-brain": "benchmarks.accuracy_brain",
     "mr-hippocampus": "benchmarks.accuracy_folds",
@@ -178,10 +180,7 @@ def degraded(
     """Scores of the study made worse in each way, and of it as it is first."""
     engine = Engine(package, InferenceSettings(folds=folds))
     rows: dict[str, Any] = {}
-    for how, (worse, labels) in {
-        "as it is": (volume, truth),
-        **{k: f(volume, truth) for k, f in VARIANTS.items()},
-    }.items():
+    for how, worse, labels in [("as it is", volume, truth), *variants(volume, truth)]:
         result = engine.predict(worse)
         dice = {k: row["dice"] for k, row in score(result, labels, UNSCORED[name]).items()}
         rows[how] = {"dice": dice, "swapped_ml": swapped_ml(result, labels)}
@@ -214,6 +213,7 @@ def main() -> None:
     if options.model in ELSEWHERE:
         importlib.import_module(ELSEWHERE[options.model]).recompute(options)
         return
+    filled(PAGE.read_text(), dict.fromkeys(TABLES, ""))  # before minutes of work, not after
     package = read_package(PACKAGE)
     held = [
         (case, (fold,))
@@ -243,14 +243,26 @@ def main() -> None:
     target = RESULTS / ("accuracy-quick.json" if options.quick else "accuracy.json")
     found = {"scores": scores, "lesions": put, "degraded": worse}
     target.write_text(json.dumps({"model": package.version, "sha256": package.sha256, **found}, indent=1) + "\n")
-    tables = {"scores": table(scores), "lesions": lesion_table(put), "degraded": degraded_table(worse)}
+    tables = dict(zip(TABLES, (table(scores), lesion_table(put), degraded_table(worse)), strict=True))
     print("\n\n".join(tables.values()))
     if options.write and not options.quick:
         write(scores, tables)
 
 
+def filled(page: str, tables: dict[str, str]) -> str:
+    """The page with each table between its marks. Raises `ValueError` where a mark is missing."""
+    for mark, lines in tables.items():
+        begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+        if page.count(begin) != 1 or page.count(end) != 1:
+            raise ValueError(f"{PAGE} lacks {begin} … {end}")
+        head, rest = page.split(begin)
+        page = f"{head}{begin}\n{lines}\n{end}{rest.split(end)[1]}"
+    return page
+
+
 def write(scores: dict[str, Any], tables: dict[str, str]) -> None:
-    """Scores and calibration into the package, tables into docs/models.md. Too few cases for a line per structure: one line for all of them."""
+    """Scores and calibration into the package, tables into docs/models.md. Too few cases for a line per structure: one line for all."""
+    page = filled(PAGE.read_text(), tables)
     description = json.loads((PACKAGE / "model.json").read_text())
     pairs = [
         (row["soft_dice"], row["dice"])
@@ -263,12 +275,7 @@ def write(scores: dict[str, Any], tables: dict[str, str]) -> None:
     line = calibrate(pairs)
     description["reliability"] = {"measure": "soft_dice", "default": line, "structures": {}, "untested": UNTESTED}
     (PACKAGE / "model.json").write_text(json.dumps(description, indent=1) + "\n")
-    page = ROOT / "docs" / "models.md"
-    text = page.read_text()
-    for mark, filled in tables.items():
-        head, rest = text.split(f"<!-- {mark}:begin -->")
-        text = f"{head}<!-- {mark}:begin -->\n{filled}\n<!-- {mark}:end -->{rest.split(f'<!-- {mark}:end -->')[1]}"
-    page.write_text(text)
+    PAGE.write_text(page)
     held = [case for left in description["training"]["held_out_by_fold"] for case in left]
     (PACKAGE / "README.md").write_text(card_text(held, scores))
 

@@ -93,6 +93,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without "²", a file name that is no text: no traceback
             stream.reconfigure(errors="replace")
+    # GNU's OpenMP reads this when torch is imported: its threads would spin between two layers, for milliseconds, on
+    # cores that compiled kernels need then
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app()
     except Slice3DError as error:

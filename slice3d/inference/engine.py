@@ -42,7 +42,7 @@ from slice3d.volume import Segmentation, Volume, freeze
 
 log = logging.getLogger(__name__)
 
-_READING = 2.5  # times a study's voxels: what reading it takes at its peak, file and converted values included
+_READING = 5.0  # times a study's voxels: what reading takes at its peak (compressed NIfTI with a slope; DICOM takes 1)
 
 
 class Engine:
@@ -99,13 +99,18 @@ class Engine:
         volumes: studies as `predict` takes them; of a generator such as `(slice3d.load(p) for p in paths)` the next one
         is drawn in another thread, one ahead at most, and only while the memory budget has room for a second study of
         the size of the one at work (never for models that first look for a region). What `volumes` or `predict` raises
-        is raised when its turn has come, and ends the loop.
+        is raised when its turn has come, and ends the loop; the study that was read meanwhile is lost with it.
         """
+        if isinstance(volumes, Volume):
+            raise InputError("predict_each got one Volume; expected several, e.g. in a list; `predict` takes one")
         settings = settings or self.settings
         with ahead_of(volumes) as ahead:
-            while (volume := ahead.take()) is not None:
-                planned = partial(self._read_ahead, ahead, _size_gib(volume))
-                yield self._predict(volume, structures, settings, Run({}, planned=planned), progress)
+            for volume in ahead:
+                planned = partial(self._read_ahead, ahead, _size_gib(_channels(volume)))
+                result = self._predict(volume, structures, settings, Run({}, planned=planned), progress)
+                del volume  # it would stay while the next one is drawn
+                yield result
+                del result
 
     def _read_ahead(self, ahead: Ahead[Any], size: float, plan: memory.Plan) -> None:
         """Begin to read the next study where there is room for it beside this one. size: GiB that one is expected to take."""
@@ -118,7 +123,7 @@ class Engine:
         self, volume: Volume | Sequence[Volume], structures: Sequence[str] | None, settings: InferenceSettings,
         run: Run, progress: Progress,
     ) -> Segmentation:  # fmt: skip
-        volumes = (volume,) if isinstance(volume, Volume) else tuple(volume)
+        volumes = _channels(volume)
         wanted = wanted_structures(self.package, structures)
         region = None if settings.allow_unexpected_input else region_for(volumes[0], self.package)
         if region is not None:
@@ -265,10 +270,10 @@ class Engine:
             rooms = [torch.empty((*plane, self.networks.channels_out), device=self.device) for _ in range(2)]
             for index, averaged in planes(self.networks, case, sweep, low, high):
                 start = time.perf_counter()
-                scores = self.networks.scores(averaged, rooms[index % 2])
-                case.run.clock("network", start)  # its last layer
+                scores = self.networks.last_layer(averaged, rooms[index % 2])
+                case.run.clock("network", start)
                 start = time.perf_counter()
-                reducer.take(index, scores)
+                reducer.take(index, self.networks.checked(scores))
                 case.run.clock("reduce", start)
         return reducer
 
@@ -302,9 +307,21 @@ class Engine:
         }
 
 
-def _size_gib(volume: Volume | Sequence[Volume]) -> float:
-    volumes = [volume] if isinstance(volume, Volume) else volume
-    return float(sum(one.data.nbytes for one in volumes)) / memory.GIB
+def _channels(volume: Volume | Sequence[Volume]) -> tuple[Volume, ...]:
+    """The image, or one per input channel. Raises `InputError` for anything else."""
+    volumes = tuple(volume) if isinstance(volume, Sequence) else (volume,)
+    for one in volumes:
+        if not isinstance(one, Volume):
+            raise InputError(
+                f"a study is {one!r:.80}; expected a Volume, as `slice3d.load` makes from a file or folder"
+            )
+    return volumes
+
+
+def _size_gib(volumes: Sequence[Volume]) -> float:
+    """What these hold in memory."""
+    arrays = (a for v in volumes for a in (v.data, v.synthesised, v.uncertainty) if a is not None)
+    return float(sum(a.nbytes for a in arrays)) / memory.GIB
 
 
 def predict(

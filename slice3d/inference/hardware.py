@@ -12,11 +12,6 @@ from slice3d.errors import InputError, MissingExtraError
 if TYPE_CHECKING:
     import torch
 
-# Threads of OpenMP wait for work by spinning for milliseconds, on cores that compiled kernels need between two layers.
-# GNU's library reads this when torch is imported; whoever set one of the two chose otherwise.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
 
 def choose_device(wanted: str | None) -> torch.device:
     """The device asked for, else CUDA when there is one, else the CPU. Raises `InputError` when it is not there."""

@@ -82,21 +82,28 @@ class Networks:
                 f"{self.channels_out}; the package's description is wrong"
             )
 
-    def scores(self, averaged: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """(…, width) averaged values → (…, channels_out) float32 scores. Raises `ModelError` for NaN or infinity.
+    def scores(self, averaged: torch.Tensor) -> torch.Tensor:
+        """(…, width) averaged values → (…, channels_out) float32 scores. Raises `ModelError` for NaN or infinity."""
+        return self.checked(self.last_layer(averaged))
+
+    def last_layer(self, averaged: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """(…, width) averaged values → (…, channels_out) float32 scores: what is linear is done once, after averaging.
 
         out: memory for them, used where they are not the averaged values themselves.
         """
         import torch
 
+        head = self.folds[0].head
+        if head is None:
+            return averaged
+        flat = averaged.reshape(-1, averaged.shape[-1])
+        flat_out = None if out is None else out.view(-1, out.shape[-1])
+        return torch.addmm(head.bias, flat, head.weight.T, out=flat_out).view(*averaged.shape[:-1], -1)
+
+    def checked(self, scores: torch.Tensor) -> torch.Tensor:
+        """The scores. Raises `ModelError` for NaN or infinity among them."""
         from slice3d.models.loading import finite
 
-        head = self.folds[0].head
-        scores = averaged
-        if head is not None:
-            flat = averaged.reshape(-1, averaged.shape[-1])
-            flat_out = None if out is None else out.view(-1, out.shape[-1])
-            scores = torch.addmm(head.bias, flat, head.weight.T, out=flat_out).view(*averaged.shape[:-1], -1)
         if not finite(scores):
             raise ModelError(
                 f"model {self.package.name!r} gave NaN or infinite scores in {self.dtype}; "

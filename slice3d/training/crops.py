@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from slice3d.errors import InputError
 from slice3d.training.lesions import insert_lesions
 from slice3d.training.marrow import fade_marrow
-from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
+from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings, check_hounsfield
 
 Array = NDArray[Any]
 
@@ -54,12 +54,7 @@ class CropDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Map-style: item n is (image (1, …) normalised float32, labels (…) int64) of crop n."""
 
     def __init__(self, pool: Pool, settings: TrainSettings) -> None:
-        for name in ("lesions", "marrow"):
-            if getattr(settings.augment, name) and settings.intensity.scheme != "clip_zscore":
-                raise InputError(
-                    f"augment.{name} is set and intensities are {settings.intensity.scheme!r}; expected Hounsfield units "
-                    "('clip_zscore'), in which they are drawn"
-                )
+        check_hounsfield(settings.augment, settings.intensity)
         self.pool = pool
         self.settings = settings
         self.transforms = _transforms(settings.augment, settings.patch_size)
@@ -90,10 +85,10 @@ class CropDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 def _with_margin(patch: Sequence[int], how: AugmentSettings) -> tuple[int, ...]:
     """The size of what is cut, so that little from outside of it comes into a patch that is scaled and turned."""
-    turn = np.deg2rad(how.turn_deg)
     across, deep, high = (n * (1.0 + how.scale + 0.05) for n in patch)
-    turned = (across * np.cos(turn) + deep * np.sin(turn), deep * np.cos(turn) + across * np.sin(turn), high)
-    return tuple(int(np.ceil(n)) for n in turned)
+    turns = np.deg2rad(np.linspace(0, how.turn_deg, 19))
+    wide, long = (a * np.abs(np.cos(turns)) + b * np.abs(np.sin(turns)) for a, b in ((across, deep), (deep, across)))
+    return int(np.ceil(wide.max())), int(np.ceil(long.max())), int(np.ceil(high))
 
 
 def _crop(
@@ -175,7 +170,8 @@ def _transforms(how: AugmentSettings, patch: Sequence[int]) -> Any:
     angle, turn = (float(np.deg2rad(deg)) for deg in (how.rotate_deg, max(how.rotate_deg, how.turn_deg)))
     return mc.Compose(
         [
-            ms.RandAffined(["image", "label"], prob=0.7, rotate_range=(angle, angle, turn), scale_range=how.scale, spatial_size=patch,
+            ms.RandAffined(["image", "label"], prob=0.7, rotate_range=(angle, angle, turn),
+                           scale_range=(how.scale,) * 3, spatial_size=patch,
                            mode=["bilinear", "nearest"], padding_mode="border", cache_grid=True),
             mp.CenterSpatialCropd(["image", "label"], roi_size=patch),
             *[ms.RandFlipd(["image", "label"], prob=0.5, spatial_axis=axis) for axis in how.flip_axes],

@@ -136,7 +136,7 @@ def _same_run(path: Path, settings: TrainSettings) -> None:
     now = json.loads(json.dumps(settings.to_dict()))
     # settings that are newer than the run were at their defaults
     defaults = json.loads(json.dumps(TrainSettings("", {}, {}, (1, 1, 1), (1.0, 1.0, 1.0), 1).to_dict()))
-    stored = {**defaults, **json.loads(path.read_text())}
+    stored = {**defaults, "augmentation": 1, **json.loads(path.read_text())}
     stored["augment"] = {**defaults["augment"], **stored["augment"]}
     for name, value in now.items():
         if name not in _FREE and stored[name] != value:

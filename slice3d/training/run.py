@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,7 +17,7 @@ from slice3d.errors import InputError
 from slice3d.progress import Progress, silent
 from slice3d.training.dataset import Dataset, read_dataset
 from slice3d.training.plan import Plan, make_plan
-from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
+from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings, check_hounsfield
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,14 @@ def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> 
     for where, name, kind in tables:
         if name in where:
             where[name] = _by_label(where[name], kind, name, labels)
-    augment = AugmentSettings(cut_field_of_view=0.0, **changes)
+    too_often = {k: v for k, v in changes.get("marrow", {}).items() if v > 1}
+    if too_often:
+        raise InputError(f"marrow of label {min(too_often)} is {too_often[min(too_often)]}; expected a share up to 1")
+    turn = changes.get("turn_deg", 0)
+    if isinstance(turn, bool) or not isinstance(turn, (int, float)) or not 0 <= turn <= 180:
+        raise InputError(f"turn_deg is {turn!r}; expected degrees from 0 to 180")
+    augment = AugmentSettings(**{"cut_field_of_view": 0.0, **changes})
+    check_hounsfield(augment, plan.intensity)
     return TrainSettings(
         network=plan.network,
         arguments=plan.arguments,
@@ -111,14 +119,17 @@ def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> 
 def _by_label(raw: Any, kind: type, name: str, labels: Mapping[int, str]) -> dict[int, Any]:
     """Label → value; TOML has text for keys."""
     try:
+        if any(isinstance(value, bool) for value in raw.values()):
+            raise ValueError("a truth value is no number")
         found = {int(label): kind(value) for label, value in raw.items()}
     except (AttributeError, TypeError, ValueError):
         raise InputError(f"{name} is {raw!r}; expected a table of label numbers and numbers, e.g. 1 = 2") from None
     asked = {*found, *(found.values() if kind is int else ())}
     if not asked <= set(labels):
         raise InputError(f"{name} names label {min(asked - set(labels))}; the data set has {sorted(labels)}")
-    if kind is float and min(found.values(), default=1.0) <= 0:
-        raise InputError(f"{name} has {min(found.values())}; expected numbers above 0")
+    odd = [value for value in found.values() if not (0 < value < math.inf)]
+    if kind is float and odd:
+        raise InputError(f"{name} has {odd[0]}; expected numbers above 0")
     return found
 
 

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from slice3d.errors import InputError
+
 Triple = tuple[int, int, int]
+
+AUGMENTATION = 2
+"""What `AugmentSettings` mean: up to 1 crops were tilted about, and scaled along, their first axis alone."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,11 @@ class AugmentSettings:
     """How strongly crops are varied: angles in degrees, scales as fractions, intensities in normalised units."""
 
     rotate_deg: float = 8.0
+    """About each axis, in voxels: what is meant for voxels about as long as wide."""
     turn_deg: float = 0.0
     """About the patient's long axis, where it is more than `rotate_deg`: few lie on their side, many a little."""
     scale: float = 0.15
+    """Along each axis on its own."""
     noise: float = 0.15
     shift: float = 0.10
     gain: float = 0.10
@@ -92,7 +99,18 @@ class TrainSettings:
         out["labels"] = {str(k): v for k, v in self.labels.items()}
         out["context"] = {str(k): v for k, v in self.context.items()}
         out["class_weights"] = {str(k): v for k, v in self.class_weights.items()}
+        out["augmentation"] = AUGMENTATION
         out["augment"]["lesions"] = {str(k): v for k, v in self.augment.lesions.items()}
         out["augment"]["marrow"] = {str(k): v for k, v in self.augment.marrow.items()}
         out["augment"]["organs"] = {str(k): v for k, v in self.augment.organs.items()}
         return out
+
+
+def check_hounsfield(augment: AugmentSettings, intensity: IntensitySettings) -> None:
+    """Raise `InputError` when something is to be drawn in Hounsfield units that this image is not in."""
+    for name in ("lesions", "marrow"):
+        if getattr(augment, name) and intensity.scheme != "clip_zscore":
+            raise InputError(
+                f"augment.{name} is set and intensities are {intensity.scheme!r}; expected Hounsfield units "
+                "('clip_zscore'), in which they are drawn"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -30,7 +31,10 @@ def studies() -> list[Volume]:
 
 
 def readers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith(THREAD)]
+    """Threads still reading, after those that have nothing left to do had time to end."""
+    for thread in (found := [t for t in threading.enumerate() if t.name.startswith(THREAD)]):
+        thread.join(10)
+    return [thread for thread in found if thread.is_alive()]
 
 
 def test_results_are_those_of_one_by_one_and_in_order(engine: Engine) -> None:
@@ -46,7 +50,8 @@ def test_results_are_those_of_one_by_one_and_in_order(engine: Engine) -> None:
 
 
 def test_next_study_is_read_during_inference_and_only_one_ahead(engine: Engine) -> None:
-    drawn, begun = [], threading.Event()
+    drawn: list[tuple[int, str]] = []
+    begun = threading.Event()
 
     def read() -> Iterator[Volume]:
         for n, volume in enumerate(studies()):
@@ -74,6 +79,73 @@ def test_without_room_for_a_second_study_nothing_is_read_ahead(engine: Engine, m
     for n, _ in enumerate(results):
         assert drawn == list(range(n + 1))
     assert drawn == [0, 1, 2]
+
+
+def test_without_room_the_study_before_is_let_go_before_the_next_is_read(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slice3d.inference.engine._size_gib", lambda _: 1e6)
+    alive: list[bool] = []
+    before: list[weakref.ref[Volume]] = []
+
+    def read() -> Iterator[Volume]:
+        for n in range(3):
+            alive.extend(ref() is not None for ref in before)
+            volume = studies()[n]
+            before[:] = [weakref.ref(volume)]
+            yield volume
+            del volume
+
+    for result in engine.predict_each(read()):
+        assert result.labels.any()
+        del result
+    assert alive == [False, False]
+
+
+def test_who_stops_does_not_wait_for_a_slow_reader(engine: Engine) -> None:
+    slow = threading.Event()
+
+    def read() -> Iterator[Volume]:
+        yield studies()[0]
+        slow.wait(60)
+        yield studies()[1]
+
+    def cancel(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    results = engine.predict_each(read(), progress=cancel)
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert not slow.is_set(), "stopped while the second study is still being read"
+    results = engine.predict_each(read())
+    next(results)
+    results.close()
+    assert not slow.is_set()
+    slow.set()
+    assert not readers()
+
+
+@pytest.mark.parametrize("odd", [None, "study-2", 3])
+def test_what_is_no_study_is_refused_when_its_turn_has_come(engine: Engine, odd: object) -> None:
+    results = engine.predict_each([studies()[0], odd, studies()[1]])  # type: ignore[list-item]
+    assert next(results).labels.any()
+    with pytest.raises(InputError, match=r"expected a Volume, as `slice3d\.load` makes"):
+        next(results)
+
+
+def test_one_study_alone_is_for_predict(engine: Engine) -> None:
+    with pytest.raises(InputError, match="got one Volume; expected several"):
+        next(engine.predict_each(studies()[0]))  # type: ignore[arg-type]
+
+
+def test_all_arrays_of_a_study_count(engine: Engine) -> None:
+    from slice3d.inference.engine import _size_gib
+
+    volume = studies()[0]
+    marked = replace(
+        volume, synthesised=np.zeros(volume.data.shape, bool), uncertainty=np.zeros(volume.data.shape, np.float32)
+    )
+    assert _size_gib([marked]) == pytest.approx(_size_gib([volume]) + 5 * volume.data.size / 1024**3)
 
 
 def test_what_reading_raises_comes_when_its_turn_has(engine: Engine) -> None:

@@ -1,6 +1,7 @@
 """The pieces of the torso recipe on analytic shapes: rules on HU, synthesis, annotation, crops."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -481,3 +482,33 @@ def test_room_for_turning_is_cut_in_plane_and_only_then() -> None:
     assert across == int(np.ceil(120 * np.cos(np.pi / 6) + 72 * np.sin(np.pi / 6)))
     assert deep == int(np.ceil(72 * np.cos(np.pi / 6) + 120 * np.sin(np.pi / 6)))
     assert high == 48
+    every = [_with_margin((100, 60, 40), replace(still, turn_deg=deg)) for deg in (0, 20, 45, 90, 180)]
+    assert all(a <= b for one, other in pairwise(every) for a, b in zip(one, other, strict=True))
+    assert every[-1][0] >= np.hypot(120, 72), "a diagonal may come to lie along it on the way"
+
+
+def test_crops_are_scaled_and_tilted_along_every_axis(tmp_path: Path) -> None:
+    labels = np.zeros((40, 40, 40), np.uint8)
+    labels[12:28, 12:28, 12:28] = 9
+    cases.save(Case("one", np.where(labels == 9, 100, -900).astype(np.int16), labels, (3.0, 3.0, 3.0)), tmp_path)
+    plain = AugmentSettings(rotate_deg=0, scale=0, noise=0, low_resolution=0, cut_field_of_view=0)
+
+    def moments(augment: AugmentSettings) -> tuple[np.ndarray, np.ndarray]:
+        settings = TrainSettings("", {}, LABELS, (32, 32, 32), (3.0, 3.0, 3.0), steps=60, augment=augment)
+        dataset = CropDataset(Pool({tmp_path: 1.0}), settings)
+        spread = []
+        for n in range(60):
+            inside = dataset[n][1].numpy() == 9
+            if not any(inside.take(edge, axis).any() for axis in range(3) for edge in (0, -1)):
+                spread.append(np.cov(np.argwhere(inside).T))
+        assert len(spread) > 12
+        return np.std([np.sqrt(np.diag(c)) for c in spread], axis=0), np.array(spread)
+
+    assert (moments(replace(plain, scale=0.25))[0] > 0.3).all(), "extents differ along each axis"
+    # a cuboid that is tilted about an axis mixes the two others
+    longer = np.zeros_like(labels)
+    longer[8:32, 12:28, 16:24] = 9
+    cases.save(Case("one", np.where(longer == 9, 100, -900).astype(np.int16), longer, (3.0, 3.0, 3.0)), tmp_path)
+    _, mixed = moments(replace(plain, rotate_deg=20))
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert np.std(mixed[:, a, b]) > 1, f"nothing is tilted in the plane of axes {a} and {b}"

@@ -187,10 +187,37 @@ def test_tables_of_a_configuration_reach_the_run(dataset: Path, tmp_path: Path) 
         ("[augment]\nlesions = 3\n", "expected a table"),
         ("[augment.marrow]\n7 = 0.5\n", "names label 7"),
         ("[augment.marrow]\n1 = -0.5\n", "above 0"),
+        ("[augment.marrow]\n1 = nan\n", "above 0"),
+        ("[augment.marrow]\n1 = 40\n", "marrow of label 1 is 40.0; expected a share up to 1"),
+        ("[augment.marrow]\n1 = true\n", "expected a table"),
+        ("[augment]\nturn_deg = -25\n", "turn_deg is -25; expected degrees from 0 to 180"),
+        ("[augment]\nturn_deg = '25'\n", "expected degrees"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=says):
             settings_for(plan, labels, read_config(path))
+
+
+def test_what_is_drawn_in_hounsfield_units_is_refused_on_mr_before_anything_is_prepared(
+    dataset: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[augment.marrow]\n1 = 0.5\n")
+    plan = plan_dataset(read_dataset(dataset), options())
+    with pytest.raises(InputError, match=r"augment\.marrow is set and intensities are 'zscore'"):
+        settings_for(
+            replace(plan, intensity=replace(plan.intensity, scheme="zscore")),
+            read_dataset(dataset).labels,
+            read_config(path),
+        )
+
+
+def test_fields_of_view_can_be_cut_by_configuration(dataset: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[augment]\ncut_field_of_view = 0.1\nturn_deg = 25\n")
+    plan = plan_dataset(read_dataset(dataset), options())
+    found = settings_for(plan, read_dataset(dataset).labels, read_config(path)).augment
+    assert (found.cut_field_of_view, found.turn_deg) == (0.1, 25)
 
 
 def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
@@ -209,10 +236,23 @@ def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
         fit(pool, replace(how, class_weights={1: 4.0}), tmp_path / "run")
     with pytest.raises(InputError, match="begun with steps = 2"):
         fit(pool, replace(how, steps=9), tmp_path / "run")
+    # augmentation of before it meant all axes
+    stored = tmp_path / "run" / "settings.json"
+    now = json.loads(stored.read_text())
+    stored.write_text(json.dumps({k: v for k, v in now.items() if k != "augmentation"}))
+    with pytest.raises(InputError, match="begun with augmentation = 1, now it is 2"):
+        fit(pool, how, tmp_path / "run")
+    stored.write_text(json.dumps(now))
     # a run of before these settings existed
     stored = tmp_path / "run" / "settings.json"
     old = json.loads(stored.read_text())
-    del old["class_weights"], old["augment"]["lesions"], old["augment"]["lesion_share"], old["augment"]["marrow"]
+    del (
+        old["class_weights"],
+        old["augment"]["lesions"],
+        old["augment"]["lesion_share"],
+        old["augment"]["marrow"],
+        old["augment"]["turn_deg"],
+    )
     stored.write_text(json.dumps(old))
     fit(pool, replace(how, save_every=5), tmp_path / "run")
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 2

@@ -57,7 +57,7 @@ class CropDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         check_hounsfield(settings.augment, settings.intensity)
         self.pool = pool
         self.settings = settings
-        self.transforms = _transforms(settings.augment, settings.patch_size)
+        self.transforms = _transforms(settings.augment, settings.patch_size, settings.spacing_mm)
 
     def __len__(self) -> int:
         return self.settings.steps * self.settings.batch_size * 4096
@@ -161,16 +161,28 @@ def normalised(hu: Array, how: IntensitySettings) -> Array:
     return ((np.clip(hu, *how.clip) - how.mean) / how.std).astype(np.float32)
 
 
-def _transforms(how: AugmentSettings, patch: Sequence[int]) -> Any:
+def _angles(how: AugmentSettings, spacing_mm: Sequence[float]) -> tuple[float, float, float]:
+    """Largest turn about each axis, in radians of voxels.
+
+    Where these are longer than wide it is as much less as keeps what lies in one slice near it: counted in voxels, the
+    full angle would shear a patient by many times that.
+    """
+    out = []
+    for axis, deg in enumerate((how.rotate_deg, how.rotate_deg, max(how.rotate_deg, how.turn_deg))):
+        a, b = (s for n, s in enumerate(spacing_mm) if n != axis)
+        out.append(float(np.deg2rad(deg)) * min(a, b) / max(a, b))
+    return out[0], out[1], out[2]
+
+
+def _transforms(how: AugmentSettings, patch: Sequence[int], spacing_mm: Sequence[float]) -> Any:
     from monai.transforms import compose as mc
     from monai.transforms.croppad import dictionary as mp
     from monai.transforms.intensity import dictionary as mi
     from monai.transforms.spatial import dictionary as ms
 
-    angle, turn = (float(np.deg2rad(deg)) for deg in (how.rotate_deg, max(how.rotate_deg, how.turn_deg)))
     return mc.Compose(
         [
-            ms.RandAffined(["image", "label"], prob=0.7, rotate_range=(angle, angle, turn),
+            ms.RandAffined(["image", "label"], prob=0.7, rotate_range=_angles(how, spacing_mm),
                            scale_range=(how.scale,) * 3, spatial_size=patch,
                            mode=["bilinear", "nearest"], padding_mode="border", cache_grid=True),
             mp.CenterSpatialCropd(["image", "label"], roi_size=patch),

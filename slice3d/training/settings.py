@@ -32,7 +32,7 @@ class AugmentSettings:
     """How strongly crops are varied: angles in degrees, scales as fractions, intensities in normalised units."""
 
     rotate_deg: float = 8.0
-    """About each axis, in voxels: what is meant for voxels about as long as wide."""
+    """About each axis; less where voxels are much longer than wide."""
     turn_deg: float = 0.0
     """About the patient's long axis, where it is more than `rotate_deg`: few lie on their side, many a little."""
     scale: float = 0.15

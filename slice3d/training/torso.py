@@ -39,7 +39,7 @@ class Recipe:
     phantoms: int = 48
     coarse_steps: int = 5500
     long_steps: int = 9000
-    final_steps: int = 8000
+    final_steps: int = 16000
     held_out: tuple[str, ...] = HELD_OUT
     workers: int = 0
     threads: int = 1

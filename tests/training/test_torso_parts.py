@@ -11,7 +11,7 @@ from slice3d.errors import InputError
 from slice3d.training import annotate, cases, rules
 from slice3d.training.annotate import Checked
 from slice3d.training.cases import Case
-from slice3d.training.crops import CropDataset, Pool, _with_margin
+from slice3d.training.crops import CropDataset, Pool, _angles, _with_margin
 from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
 from slice3d.training.structures import CONTEXT, LABELS, NO_ORGAN, PARTIAL, VALUES
 
@@ -512,3 +512,12 @@ def test_crops_are_scaled_and_tilted_along_every_axis(tmp_path: Path) -> None:
     _, mixed = moments(replace(plain, rotate_deg=20))
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert np.std(mixed[:, a, b]) > 1, f"nothing is tilted in the plane of axes {a} and {b}"
+
+
+def test_long_voxels_are_tilted_less_and_turned_as_far() -> None:
+    cubes = _angles(AugmentSettings(rotate_deg=10, turn_deg=30), (2.0, 2.0, 2.0))
+    assert np.degrees(cubes) == pytest.approx((10, 10, 30))
+    assert np.degrees(_angles(AugmentSettings(rotate_deg=10, turn_deg=30), (1.0, 1.0, 5.0))) == pytest.approx(
+        (2, 2, 30)
+    )
+    assert np.degrees(_angles(AugmentSettings(rotate_deg=10), (4.0, 1.0, 1.0))) == pytest.approx((10, 2.5, 2.5))

@@ -30,7 +30,7 @@ class Ahead(Iterator[Item], Generic[Item]):
 
 @contextmanager
 def ahead_of(items: Iterable[Item]) -> Iterator[Ahead[Item]]:
-    """`Ahead` over items. What is being read when it is left is read to its end, but nobody waits for it."""
+    """`Ahead` over items. What is being read when it is left is read to its end; only the interpreter's own end waits."""
     reader = ThreadPoolExecutor(1, "reading ahead")
     try:
         yield Ahead(items, reader)

@@ -17,7 +17,7 @@ Pair = tuple[Volume, np.ndarray]
 
 
 def variants(volume: Volume, truth: np.ndarray) -> Iterator[tuple[str, Volume, np.ndarray]]:
-    """What was done, and the study and its truth after it. An image that is turned by 0° is only interpolated."""
+    """What was done, the study after it, and its truth."""
     for mm in (5.0, 8.0):
         worse = thick(volume, truth, mm=mm)
         yield f"slices of {worse[0].grid.spacing_mm[_superior(volume)]:.3g} mm", *worse

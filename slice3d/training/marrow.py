@@ -16,10 +16,10 @@ Array = NDArray[Any]
 def fade_marrow(hu: Array, truth: Array, bone: int, spacing_mm: Sequence[float], rng: np.random.Generator) -> None:
     """Darken the inside of bones in patches of some centimetres, in place; labels, noise and the compact shell stay.
 
-    hu: (i, j, k) float32. truth: (i, j, k) labels. With age marrow becomes fat, first and most in the wings of the
-    sacrum, until it is as dark as what surrounds the bone (Pickhardt et al. 2013,
-    doi:10.7326/0003-4819-158-8-201304160-00003, measured in the first lumbar vertebra). Few real scans with outlined
-    bones show it; a network that has not seen it leaves such bones out.
+    hu: (i, j, k) float32. truth: (i, j, k) labels; voxels of `bone` change. spacing_mm: of the voxels. With age marrow
+    becomes fat (first lumbar vertebra under 110 HU in osteoporosis: Pickhardt et al. 2013,
+    doi:10.7326/0003-4819-158-8-201304160-00003), in the wings of a sacrum until it is as dark as what surrounds the bone.
+    Few real scans with outlined bones show it; a network that has not seen it leaves such bones out.
     """
     from scipy import ndimage
 

@@ -5,7 +5,9 @@ least `_FRAGMENT_SHARE` of its largest one, vessels of `_VESSEL_SHARE` (a field 
 part is more than a bright speck in the heart); lesions keep everything above `_CRUMB_ML`. What is too thin for a structure
 whose least thickness is known goes too where it hangs on its side: the arteries that leave an aorta. A component that is
 removed takes the label of the nearest voxel that stays, so that nothing tears holes into an enclosing structure; what was too
-thin becomes body. What is dropped is reported when it is larger than `_REPORT_SHARE` of what stays.
+thin becomes body. What is dropped is reported when it is larger than `_REPORT_SHARE` of what stays. Holes of up to
+`_CRUMB_ML`, or of a single voxel, in an organ or vessel are filled where nothing but body was found in them: they are no
+anatomy, and each would be a void in a mesh and in a print.
 
 That is for native packages. Steps that a foreign model brings along (`keep_largest`) are applied as it says.
 """
@@ -36,18 +38,21 @@ def clean(result: Segmentation, wanted: Sequence[str]) -> Segmentation:
     """The segmentation without stray components of the wanted structures, and findings about what was dropped."""
     labels = np.array(result.labels)
     findings: list[Finding] = []
+    voxel_ml = result.grid.voxel_volume_mm3 / 1000.0
+    body = next((v for v, name in result.names.items() if name == "body"), 0)
     for name in wanted:
         values = result.values(name)
-        dropped = [_clean_one(labels, values, name, result.grid.voxel_volume_mm3 / 1000.0)]
+        dropped = [_clean_one(labels, values, name, voxel_ml)]
         known = anatomy.STRUCTURES.get(name)
         if known and known.thinnest_mm:
-            body = next((v for v, other in result.names.items() if other == "body"), 0)
             thin, kept = _drop_branches(labels, values, known.thinnest_mm, result.grid.spacing_mm, body)
             if thin:
                 # what hung on a branch hangs on nothing now
-                dropped.append(_clean_one(labels, values, name, result.grid.voxel_volume_mm3 / 1000.0))
+                dropped.append(_clean_one(labels, values, name, voxel_ml))
             if thin > _REPORT_SHARE * kept:
-                dropped.append(_branches_dropped(name, thin * result.grid.voxel_volume_mm3 / 1000.0, known.thinnest_mm))
+                dropped.append(_branches_dropped(name, thin * voxel_ml, known.thinnest_mm))
+        if known and known.kind in ("organ", "vessel"):
+            _fill_crumbs(labels, values, (0, body), voxel_ml)
         findings += [finding for finding in dropped if finding is not None]
     return replace(result, labels=freeze(labels), findings=(*result.findings, *findings))
 
@@ -127,6 +132,26 @@ def _clean_one(labels: NDArray[Any], values: Sequence[int], name: str, voxel_ml:
     )
     details = {"structure": name, "dropped_ml": round(lost * voxel_ml, 2), "kept_ml": round(kept * voxel_ml, 2)}
     return Finding("parts-dropped", text, details=details)
+
+
+def _fill_crumbs(labels: NDArray[Any], values: Sequence[int], filling: Sequence[int], voxel_ml: float) -> None:
+    """Fill small holes in a structure, in place, where they hold nothing but labels of `filling`."""
+    from scipy import ndimage
+
+    mask = labels == values[0] if len(values) == 1 else np.isin(labels, values)
+    box = _bounding_box(mask)
+    if box is None:
+        return
+    mask = mask[box]
+    holes, count = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)
+    if not count:
+        return
+    view = labels[box]
+    sizes = np.bincount(holes.ravel())
+    fill = (sizes == 1) | (sizes * voxel_ml <= _CRUMB_ML)
+    fill[np.unique(holes[~np.isin(view, filling)])] = False
+    fill[0] = False
+    view[fill[holes]] = values[0]
 
 
 def _branches_dropped(name: str, lost_ml: float, thinnest_mm: float) -> Finding:

@@ -17,7 +17,13 @@ from slice3d.errors import InputError
 from slice3d.progress import Progress, silent
 from slice3d.training.dataset import Dataset, read_dataset
 from slice3d.training.plan import Plan, make_plan
-from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings, check_hounsfield
+from slice3d.training.settings import (
+    LARGEST_DEFORMATION_MM,
+    AugmentSettings,
+    IntensitySettings,
+    TrainSettings,
+    check_hounsfield,
+)
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,10 @@ def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> 
     too_often = {k: v for k, v in changes.get("marrow", {}).items() if v > 1}
     if too_often:
         raise InputError(f"marrow of label {min(too_often)} is {too_often[min(too_often)]}; expected a share up to 1")
-    turn = changes.get("turn_deg", 0)
-    if isinstance(turn, bool) or not isinstance(turn, (int, float)) or not 0 <= turn <= 180:
-        raise InputError(f"turn_deg is {turn!r}; expected degrees from 0 to 180")
+    for name, unit, most in (("turn_deg", "degrees", 180), ("deform_mm", "millimetres", LARGEST_DEFORMATION_MM)):
+        value = changes.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+            raise InputError(f"{name} is {value!r}; expected {unit} from 0 to {most:g}")
     augment = AugmentSettings(**{"cut_field_of_view": 0.0, **changes})
     check_hounsfield(augment, plan.intensity)
     return TrainSettings(

@@ -59,7 +59,7 @@ _NETWORK: dict[str, Any] = {
 _PHASE_HU = {"liver": 20, "spleen": 25, "kidney_left": 45, "kidney_right": 45, "lung_left": 20, "lung_right": 20, "bone": 30,
              "aorta": 60, "liver_tumor": 5, "heart": 40, "gut": 25, "vessel": 40, "muscle": 8, "other": 20}  # fmt: skip
 _AUGMENT = AugmentSettings(
-    cut_field_of_view=0.2, low_resolution=0.1, rotate_deg=7, turn_deg=25, scale=0.14,
+    cut_field_of_view=0.2, low_resolution=0.1, rotate_deg=10, turn_deg=25, scale=0.18, deform_mm=10,
     organs={VALUES[name]: hu / IntensitySettings().std for name, hu in _PHASE_HU.items()},
     lesions={VALUES["liver"]: VALUES["liver_tumor"]}, marrow={VALUES["bone"]: 0.4},
 )  # fmt: skip

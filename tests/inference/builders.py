@@ -13,7 +13,7 @@ from slice3d.grid import Grid
 from slice3d.models import ModelPackage, read_package
 from slice3d.models.loading import write_weights
 from slice3d.models.package import file_sha256
-from slice3d.volume import Volume
+from slice3d.volume import Segmentation, Volume
 
 ARGUMENTS: dict[str, Any] = {
     "spatial_dims": 3,
@@ -122,3 +122,20 @@ def write_threshold_package(folder: Path, hu: float, **fields: Any) -> ModelPack
     weights[f"{prefix_last}.bias"][:] = torch.tensor([0.0, -10.0 - hu / 100.0, -100.0, -100.0])
     coarse = {"spacing_mm": [4.0, 4.0, 4.0], "patch_size": [48, 48, 48]}
     return write_package(folder, network, network=THRESHOLD, **{**coarse, **fields})
+
+
+def coarse_grid(shape: tuple[int, int, int] = (60, 50, 40)) -> Grid:
+    """Axes run to L, A, S; 4 × 3 × 5 mm."""
+    affine = np.diag([-4.0, 3.0, 5.0, 1.0])
+    affine[:3, 3] = (100, -80, 20)
+    return Grid(shape, affine)
+
+
+def coarse_labels(
+    boxes: dict[int, tuple[slice, slice, slice]], shape: tuple[int, int, int] = (60, 50, 40)
+) -> Segmentation:
+    """Boxes of liver (1), bone (2) and liver tumour (3) on `coarse_grid`; later ones lie over earlier ones."""
+    array = np.zeros(shape, np.uint8)
+    for value, box in boxes.items():
+        array[box] = value
+    return Segmentation(array, coarse_grid(shape), {1: "liver", 2: "bone", 3: "liver_tumor"})

@@ -232,3 +232,57 @@ def test_long_voxels_are_tilted_less_and_turned_as_far() -> None:
         (2, 2, 30)
     )
     assert np.degrees(_angles(AugmentSettings(rotate_deg=10), (4.0, 1.0, 1.0))) == pytest.approx((10, 2.5, 2.5))
+
+
+def test_shapes_are_deformed_smoothly_and_labels_with_the_image(tmp_path: Path) -> None:
+    at = np.indices((72, 60, 48))
+    stripes = ((at // 6).sum(0) % 2).astype(np.uint8)  # cubes of 18 mm
+    cases.save(Case("one", np.where(stripes, 100, -100).astype(np.int16), 1 + stripes, (3.0, 3.0, 3.0)), tmp_path)
+    still = AugmentSettings(
+        rotate_deg=0, scale=0, noise=0, shift=0, gain=0, blur=0.2, gamma=0, low_resolution=0, cut_field_of_view=0
+    )
+    pool = Pool({tmp_path: 1.0})
+
+    def crops(deform_mm: float) -> CropDataset:
+        augment = replace(still, deform_mm=deform_mm)
+        return CropDataset(
+            pool, TrainSettings("", {}, LABELS, (72, 60, 48), (3.0, 3.0, 3.0), steps=40, augment=augment)
+        )
+
+    plain, moved = crops(0), crops(10)
+    changed = 0
+    for n in range(24):
+        image, labels = moved[n]
+        again = moved[n]
+        assert np.array_equal(image, again[0])
+        assert np.array_equal(labels, again[1])
+        bright, dark = image[0][labels == 2], image[0][labels == 1]
+        assert bright.mean() - dark.mean() > 0.5, "the image goes with its labels"
+        before = plain[n][1].numpy()
+        if (labels.numpy() != before).mean() > 0.02:
+            changed += 1
+            from scipy import ndimage
+
+            # nothing is torn: there are about as many cubes as there were
+            assert ndimage.label(labels.numpy() == 2)[1] < 1.3 * ndimage.label(before == 2)[1]
+    assert 6 <= changed <= 18, "half of the crops"
+
+
+def test_a_thin_patch_is_deformed_without_folding() -> None:
+    import torch
+
+    from slice3d.training.crops import _deformation
+
+    patch, spacing = (96, 96, 8), (1.0, 1.0, 5.0)
+    assert not _deformation(AugmentSettings(), patch, spacing)
+    (transform,) = _deformation(AugmentSettings(deform_mm=20), patch, spacing)
+    where = torch.stack(torch.meshgrid(*[torch.arange(float(n)) for n in patch], indexing="ij"))
+    furthest = 0.0
+    for seed in range(12):
+        transform.set_random_state(seed=seed)
+        out = np.asarray(transform({"image": where.clone(), "label": where[:1].clone()})["image"])
+        inner = out[:, 8:-8, 8:-8, 1:-1]
+        for axis in range(3):
+            assert np.diff(inner[axis], axis=axis).min() > 0, "voxels keep their order"
+        furthest = max(furthest, float(np.abs(out - where.numpy())[0].max()))
+    assert 5 < furthest < 22

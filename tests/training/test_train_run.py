@@ -192,6 +192,8 @@ def test_tables_of_a_configuration_reach_the_run(dataset: Path, tmp_path: Path) 
         ("[augment.marrow]\n1 = true\n", "expected a table"),
         ("[augment]\nturn_deg = -25\n", "turn_deg is -25; expected degrees from 0 to 180"),
         ("[augment]\nturn_deg = '25'\n", "expected degrees"),
+        ("[augment]\ndeform_mm = 40\n", "deform_mm is 40; expected millimetres from 0 to 20"),
+        ("[augment]\ndeform_mm = nan\n", "deform_mm is nan; expected millimetres"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=says):
@@ -214,10 +216,10 @@ def test_what_is_drawn_in_hounsfield_units_is_refused_on_mr_before_anything_is_p
 
 def test_fields_of_view_can_be_cut_by_configuration(dataset: Path, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
-    path.write_text("[augment]\ncut_field_of_view = 0.1\nturn_deg = 25\n")
+    path.write_text("[augment]\ncut_field_of_view = 0.1\nturn_deg = 25\ndeform_mm = 8\n")
     plan = plan_dataset(read_dataset(dataset), options())
     found = settings_for(plan, read_dataset(dataset).labels, read_config(path)).augment
-    assert (found.cut_field_of_view, found.turn_deg) == (0.1, 25)
+    assert (found.cut_field_of_view, found.turn_deg, found.deform_mm) == (0.1, 25, 8)
 
 
 def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:

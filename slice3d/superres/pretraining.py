@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from slice3d.superres.learning import Learner
 from slice3d.superres.network import Frame, SliceNetwork, condition_of
 from slice3d.superres.pairs import PATCH_LINES, Patches, Thick, fits
 from slice3d.superres.profile import Kind, SliceProfile
@@ -78,11 +79,9 @@ def pretrain(
     tasks = [Task(rng, settings.pixels) for _ in range(settings.tasks)]
     patches = [Patches(source.planes, rng) for source in sources]
     shares = np.array([source.share for source in sources])
-    average = SliceNetwork(**network.settings)
-    average.load_state_dict(network.state_dict())
-    optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
+    learner: Learner[SliceNetwork] = Learner(network, learning_rate=settings.learning_rate, decay=0.999)
     begin = time.perf_counter()
-    step, spent, told, saved = 0, 0.0, 0.0, 0.0
+    spent, told, saved = 0.0, 0.0, 0.0
     gains: list[float] = []
     while spent < 1.0:
         task = tasks[int(rng.integers(len(tasks)))]
@@ -95,30 +94,22 @@ def pretrain(
             patch = patches[s].draw(settings.patches, PATCH_LINES, task.thick.width, int(rng.integers(2)))
             drawn.append(patch * rng.uniform(0.7, 1.4))
         low, high = task.thick.pairs(np.concatenate(drawn).astype(np.float32))
-        for group in optimiser.param_groups:
-            rate = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1.0, spent)))
-            group["lr"] = settings.learning_rate * (0.01 + 0.99 * rate)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             detail = network(low, task.condition)
         loss, gain = relative_error(low, detail.float(), high, task.frame, settings.subjects)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        step += 1
-        keep = min(0.999, step / (step + 10.0))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - keep)
+        learner.step(loss, spent)
         gains.append(gain)
         spent = (time.perf_counter() - begin) / (60 * settings.minutes)
         if spent - told >= 0.01:
             told = spent
-            log.info("step %d, %.0f %%: gain %.2f dB over %d steps", step, 100 * spent, np.mean(gains), len(gains))
+            log.info(
+                "step %d, %.0f %%: gain %.2f dB over %d steps", learner.steps, 100 * spent, np.mean(gains), len(gains)
+            )
             gains = []
         if (spent - saved) * settings.minutes >= 4 or spent >= 1:
             saved = spent
-            save(average, step)
-    return average
+            save(learner.average, learner.steps)
+    return learner.average
 
 
 def relative_error(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from slice3d.superres.learning import Learner
 from slice3d.superres.network import RATE, Frame, SliceNetwork, condition_of
 from slice3d.superres.pairs import Thick, margin_mm
 from slice3d.superres.profile import Kind, SliceProfile
@@ -172,18 +173,15 @@ def train_volume(
     rng = np.random.default_rng(settings.seed)
     network = start or VolumeNetwork()
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    average = VolumeNetwork(**network.settings)
-    average.load_state_dict(network.state_dict())
-    average.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
+    learner: Learner[VolumeNetwork] = Learner(network, learning_rate=settings.learning_rate, decay=0.998)
     shares = np.array([s.share for s in subjects])
     pool: list[Batch] = []
     begin = time.perf_counter()
-    step, joined, told, saved = 0, 0, 0.0, 0.0
+    joined, told, saved = 0, 0.0, 0.0
     errors: list[tuple[float, float]] = []
     spent = 0.0
     while spent < 1.0:
-        while len(pool) < 8 or joined * settings.every <= step:
+        while len(pool) < 8 or joined * settings.every <= learner.steps:
             subject = subjects[int(rng.choice(len(subjects), p=shares / shares.sum()))]
             # small subjects hold small slice distances only
             drawn = (make_batch(subject, plane_network, settings, rng) for _ in range(8))
@@ -195,32 +193,22 @@ def train_volume(
                 pool.append(fresh)
             else:
                 pool[int(rng.integers(len(pool)))] = fresh
-        rate = min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, spent))))
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * rate
         batch = pool[int(rng.integers(len(pool)))]
         loss, after, before = loss_of(network, batch, batch.augmented(rng))
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        step += 1
-        keep = min(0.998, step / (step + 10.0))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - keep)
+        learner.step(loss, spent)
         errors.append((after, before))
         minutes = (time.perf_counter() - begin) / 60
-        spent = minutes / settings.minutes if settings.steps is None else step / settings.steps
+        spent = minutes / settings.minutes if settings.steps is None else learner.steps / settings.steps
         if minutes - told >= 1:
             told = minutes
             gain = float(np.mean([10 * math.log10(b / a) for a, b in errors]))
-            log.info("step %d, %.0f %%: gain %.3f dB over %d steps", step, 100 * spent, gain, len(errors))
+            log.info("step %d, %.0f %%: gain %.3f dB over %d steps", learner.steps, 100 * spent, gain, len(errors))
             errors = []
         if minutes - saved >= 4 or spent >= 1:
             saved = minutes
-            log.info("not trained on: %s", _gains(average, watched))
-            save(average, step)
-    return average
+            log.info("not trained on: %s", _gains(learner.average, watched))
+            save(learner.average, learner.steps)
+    return learner.average
 
 
 def _gains(network: VolumeNetwork, watched: Sequence[Batch]) -> str:

@@ -9,7 +9,7 @@ import torch
 _LAYOUT = torch.channels_last_3d
 
 
-def quicken(network: torch.nn.Module) -> torch.nn.Module:
+def with_quick_gradients(network: torch.nn.Module) -> torch.nn.Module:
     """Replace every `GroupNorm` inside by one that trains faster on a CPU; parameters and their names stay."""
     for name, child in network.named_children():
         if type(child) is torch.nn.GroupNorm and child.affine:
@@ -17,7 +17,7 @@ def quicken(network: torch.nn.Module) -> torch.nn.Module:
             quick.weight, quick.bias = child.weight, child.bias
             setattr(network, name, quick)
         else:
-            quicken(child)
+            with_quick_gradients(child)
     return network
 
 

@@ -17,7 +17,7 @@ from slice3d.errors import InputError, MissingExtraError
 from slice3d.models.loading import build_network
 from slice3d.progress import Progress, silent
 from slice3d.training.crops import CropDataset, Pool
-from slice3d.training.group_norm import quicken
+from slice3d.training.group_norm import with_quick_gradients
 from slice3d.training.heads import AuxiliaryHeads
 from slice3d.training.losses import DeepSupervision, PartialDiceCE
 from slice3d.training.settings import TrainSettings
@@ -92,7 +92,7 @@ def fit(
     network = build_network(settings.network, settings.arguments)
     if settings.deep_supervision:
         network = AuxiliaryHeads(network)
-    network = quicken(network).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network = with_quick_gradients(network).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     network, optimizer = fabric.setup(network, optimizer)
     average = {k: v.detach().clone() for k, v in network.module.state_dict().items()}

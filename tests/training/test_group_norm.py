@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from slice3d.training.group_norm import quicken
+from slice3d.training.group_norm import with_quick_gradients
 
 
 @given(
@@ -22,7 +22,7 @@ def test_values_and_gradients_are_those_of_torch(
         nn.init.normal_(parameter)
     quick = nn.Sequential(nn.GroupNorm(groups, channels)).double()
     quick.load_state_dict(own.state_dict())
-    assert list(quicken(quick).state_dict()) == list(own.state_dict())
+    assert list(with_quick_gradients(quick).state_dict()) == list(own.state_dict())
     assert type(quick[0]) is not nn.GroupNorm
     values = torch.randn(batch, channels, *shape, dtype=torch.float64)
     if last:
@@ -40,6 +40,6 @@ def test_values_and_gradients_are_those_of_torch(
 
 
 def test_other_shapes_are_left_to_torch() -> None:
-    norm = quicken(nn.Sequential(nn.GroupNorm(2, 4)))
+    norm = with_quick_gradients(nn.Sequential(nn.GroupNorm(2, 4)))
     values = torch.randn(3, 4, 9)
     torch.testing.assert_close(norm(values), nn.functional.group_norm(values, 2))

@@ -57,15 +57,15 @@ class Engine:
         self.settings = settings or InferenceSettings()
         self.device = choose_device(self.settings.device)
         self.dtype = choose_dtype(self.settings.precision, self.device)
-        folds = self.settings.folds or tuple(range(len(package.weights)))
-        if not set(folds) <= set(range(len(package.weights))):
+        self.folds = tuple(self.settings.folds or range(len(package.weights)))
+        if not set(self.folds) <= set(range(len(package.weights))):
             raise InputError(
-                f"folds {list(folds)} asked for; model {package.name!r} has 0 to {len(package.weights) - 1}"
+                f"folds {list(self.folds)} asked for; model {package.name!r} has 0 to {len(package.weights) - 1}"
             )
         if package.non_commercial:  # said before use, and once more in every result
             log.warning("%s", checks.licence_notice(package))
         start = time.perf_counter()
-        self.networks = Networks(package, folds, self.device, self.dtype)
+        self.networks = Networks(package, self.folds, self.device, self.dtype)
         self.load_seconds = time.perf_counter() - start
         self._finder: Engine | None = None
 
@@ -80,11 +80,11 @@ class Engine:
         """Segment one study on its own grid.
 
         volume: the image, or one per input channel on the same grid. structures: what is wanted (names or aliases;
-        default everything the model knows); other labels come back as background. settings: for this case (device,
-        precision and folds stay those the engine was made with). Raises `InputError` for an image the model was not
-        made for and `ModelError` when the memory budget does not suffice.
+        default everything the model knows); other labels come back as background. settings: for this case; device,
+        precision and folds are those the engine was made with. Raises `InputError` for an image the model was not
+        made for and for settings that name others of these, `ModelError` when the memory budget does not suffice.
         """
-        return self._predict(volume, structures, settings or self.settings, Run({}), progress)
+        return self._predict(volume, structures, self._checked(settings), Run({}), progress)
 
     def predict_each(
         self,
@@ -103,7 +103,7 @@ class Engine:
         """
         if isinstance(volumes, Volume):
             raise InputError("predict_each got one Volume; expected several, e.g. in a list; `predict` takes one")
-        settings = settings or self.settings
+        settings = self._checked(settings)
         with ahead_of(volumes) as ahead:
             for volume in ahead:
                 planned = partial(self._read_ahead, ahead, _size_gib(_channels(volume)))
@@ -111,6 +111,27 @@ class Engine:
                 del volume  # it would stay while the next one is drawn
                 yield result
                 del result
+
+    def _checked(self, settings: InferenceSettings | None) -> InferenceSettings:
+        """Settings for a case, unless they ask for what this engine was not made with."""
+        if settings is None:
+            return self.settings
+        asked: list[tuple[str, Any, Any]] = []
+        if settings.folds is not None:
+            asked.append(("folds", tuple(settings.folds), self.folds))
+        if settings.device is not None:
+            device = choose_device(settings.device)
+            same = (device.type, device.index or 0) == (self.device.type, self.device.index or 0)
+            asked.append(("device", self.device if same else device, self.device))
+        if settings.precision != "auto":
+            asked.append(("precision", choose_dtype(settings.precision, self.device), self.dtype))
+        for name, wanted, own in asked:
+            if wanted != own:
+                raise InputError(
+                    f"{name} {wanted} asked for in one case; this engine was made with {own}: make another engine, or "
+                    "use `slice3d.segment`, which keeps one for each"
+                )
+        return settings
 
     def _read_ahead(self, ahead: Ahead[Any], size: float, plan: memory.Plan) -> None:
         """Begin to read the next study where there is room for it beside this one. size: GiB that one is expected to take."""

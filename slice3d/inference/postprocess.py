@@ -2,7 +2,8 @@
 
 A single organ (anatomy kind `organ`, and `body`) keeps its largest component. Everything else keeps components of at
 least `_FRAGMENT_SHARE` of its largest one, vessels of `_VESSEL_SHARE` (a field of view may cut an aorta in two, its smaller
-part is more than a bright speck in the heart); lesions keep everything above `_CRUMB_ML`. What is too thin for a structure
+part is more than a bright speck in the heart); bones keep everything from `_BONE_ML` on too (beside a whole trunk's skeleton
+a rib is less than that share), lesions everything above `_CRUMB_ML`. What is too thin for a structure
 whose least thickness is known goes too where it hangs on its side: the arteries that leave an aorta. A component that is
 removed takes the label of the nearest voxel that stays, so that nothing tears holes into an enclosing structure; what was too
 thin becomes body. What is dropped is reported when it is larger than `_REPORT_SHARE` of what stays. Holes of up to
@@ -29,6 +30,7 @@ from slice3d.volume import Segmentation, freeze
 _FRAGMENT_SHARE = 0.01
 _VESSEL_SHARE = 0.05
 _CRUMB_ML = 0.03
+_BONE_ML = 1.0
 _REPORT_SHARE = 0.02
 _MARGIN = 2
 _SLAB = 64
@@ -249,9 +251,9 @@ def _on_its_side(
 def _to_drop(sizes: NDArray[np.int64], name: str, voxel_ml: float) -> NDArray[np.bool_]:
     """Which components go; index 0 is the background and never does."""
     known = anatomy.STRUCTURES.get(name)
-    kind = known.kind if known else ("lesion" if "tumor" in name or "lesion" in name else "bone")
+    kind: str = known.kind if known else ("lesion" if "tumor" in name or "lesion" in name else "")
     if name in anatomy.GROUPS:
-        kind = "bone"
+        kind = ""
     if kind in ("organ", "body"):
         drop = np.ones(len(sizes), bool)
         drop[int(np.argmax(sizes))] = False
@@ -259,6 +261,8 @@ def _to_drop(sizes: NDArray[np.int64], name: str, voxel_ml: float) -> NDArray[np
         drop = sizes * voxel_ml < _CRUMB_ML
     elif kind == "vessel":
         drop = sizes < _VESSEL_SHARE * sizes.max()
+    elif kind == "bone":
+        drop = sizes < min(_FRAGMENT_SHARE * sizes.max(), _BONE_ML / voxel_ml)
     else:
         drop = sizes < _FRAGMENT_SHARE * sizes.max()
     drop[0] = False

@@ -180,6 +180,24 @@ def test_what_lies_inside_a_wanted_structure_is_listed_only_when_asked_for(tmp_p
             np.testing.assert_array_equal(result.mask(name), every.mask(name))
 
 
+def test_an_engine_refuses_to_be_another_one_for_a_case(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "two", [random_network(seed=1), random_network(seed=2)])
+    engine = Engine(package, replace(FLOAT32, device="cpu"))
+    volume = oblique_volume()
+    engine.predict(volume, settings=replace(FLOAT32, folds=(0, 1), device="cpu"))
+    engine.predict(volume, settings=InferenceSettings(batch=2))
+    for other, says in (
+        (replace(FLOAT32, folds=(1,)), r"folds \(1,\) asked for in one case; this engine was made with \(0, 1\)"),
+        (InferenceSettings(precision="bfloat16"), "precision torch.bfloat16 asked for"),
+    ):
+        with pytest.raises(InputError, match=says):
+            engine.predict(volume, settings=other)
+        with pytest.raises(InputError, match=says):
+            next(engine.predict_each([volume], settings=other))
+    alone = Engine(package, replace(FLOAT32, folds=(1,))).predict(volume)
+    assert not np.array_equal(alone.labels, engine.predict(volume).labels)
+
+
 @pytest.mark.parametrize("shape", [(21, 33, 27), (61, 90, 40)])
 def test_estimate_is_what_a_run_takes(tiny: ModelPackage, shape: tuple[int, int, int]) -> None:
     volume = oblique_volume(shape)

@@ -44,6 +44,16 @@ def test_lesions_keep_all_their_parts_and_bones_their_large_ones() -> None:
     assert clean(replace(labels({}), labels=array), ["bone"]).labels.sum() == array.sum()
 
 
+def test_a_rib_beside_a_whole_skeleton_stays_and_a_speck_goes() -> None:
+    array = np.zeros((60, 50, 40), np.uint8)
+    array[5:35, 5:35, 5:35] = 2  # 1620 ml
+    array[45:50, 10:14, 10] = 2  # 1.2 ml, less than a hundredth of it
+    array[45:50, 30:32, 20] = 2  # 0.6 ml
+    cleaned = clean(replace(labels({}), labels=array), ["bone"]).labels
+    assert (cleaned[45:50, 10:14, 10] == 2).all()
+    assert (cleaned[45:50, 30:32, 20] == 0).all()
+
+
 def test_a_speck_beside_an_aorta_goes_and_a_second_length_of_it_stays() -> None:
     array = np.zeros((60, 50, 40), np.uint8)
     array[10:20, 10:20, :] = 1  # 4000 voxels

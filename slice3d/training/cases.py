@@ -168,16 +168,21 @@ def unlabelled_case(root: Path, name: str, *, spacing_mm: tuple[float, float, fl
     return Case(name, hu, rules.label(hu, spacing_mm), spacing_mm)
 
 
-def cropped_to_body(case: Case, *, margin: int = 8) -> Case:
-    """The case without the empty air around the body (outside the outermost labelled voxels, plus a margin)."""
+def body_box(case: Case, *, margin: int = 8) -> tuple[slice, slice, slice]:
+    """The outermost labelled voxels and a margin around them; all of it where nothing is labelled."""
     inside = (case.labels != 0) & (case.labels != IGNORE)
-    if not inside.any():
-        return case
-    box = []
-    for axis in range(3):
-        where = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(max(0, int(where[0]) - margin), int(where[-1]) + 1 + margin))
-    return Case(case.name, case.image[tuple(box)].copy(), case.labels[tuple(box)].copy(), case.spacing_mm)
+    box = [slice(0, n) for n in inside.shape]
+    if inside.any():
+        for axis in range(3):
+            where = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
+            box[axis] = slice(max(0, int(where[0]) - margin), int(where[-1]) + 1 + margin)
+    return box[0], box[1], box[2]
+
+
+def cropped_to_body(case: Case, *, margin: int = 8) -> Case:
+    """The case without the empty air around the body."""
+    box = body_box(case, margin=margin)
+    return Case(case.name, case.image[box].copy(), case.labels[box].copy(), case.spacing_mm)
 
 
 def save(case: Case, folder: Path) -> None:

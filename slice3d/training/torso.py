@@ -7,28 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from slice3d.errors import InputError
 from slice3d.progress import Progress, silent
 from slice3d.training import cases
-from slice3d.training.annotate import Checked, confirmed_case, refine
+from slice3d.training.annotate import Checked, refine
 from slice3d.training.bones import SEEN, whole_bones
-from slice3d.training.cases import LABELLED, MAPS, UNLABELLED, Case
+from slice3d.training.cases import Case
 from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
 from slice3d.training.structures import CONTEXT, LABELS, VALUES
-from slice3d.training.synthesis import Deformation
+from slice3d.training.torso_pool import COARSE_MM, FINE_MM, prepare_pool
 
-FINE_MM = (3.0, 3.0, 3.0)
-COARSE_MM = (4.5, 4.5, 4.5)
 HELD_OUT = ("s0009", "spl")
-COARSE_MIX = {"labelled": 0.12, "confirmed": 0.26, "ruled": 0.06, "synth": 0.50, "phantom": 0.06}
-LONG_MIX = {"labelled": 0.14, "confirmed": 0.38, "synth": 0.36, "phantom": 0.12}
-FINAL_MIX = {"labelled": 0.20, "confirmed": 0.36, "synth": 0.30, "phantom": 0.14}
-"""How often each kind of case is drawn, in the three stages."""
-ORDER = ("s0011", "s0001", "s0004", "s0006", "s0011", "s0004", "s0001", "s0011", "s0004", "s0006", "s0000", "s0011",
-         "s0004")  # fmt: skip
-"""Which label map synthetic case n is painted from (n modulo the length): whole trunks more often."""
+COARSE_MIX = {"coarse/labelled": 0.12, "coarse/confirmed": 0.26, "coarse/ruled": 0.06, "coarse/synth": 0.50,
+              "coarse/phantom": 0.06}  # fmt: skip
+LONG_MIX = {"fine/labelled": 0.14, "fine/confirmed": 0.38, "fine/synth": 0.36, "fine/phantom": 0.12}
+FINAL_MIX = {"sharp/labelled": 0.12, "sharp/confirmed": 0.22, "fine/labelled": 0.08, "fine/confirmed": 0.14,
+             "fine/synth": 0.30, "fine/phantom": 0.14}  # fmt: skip
+"""How often each kind of case is drawn, in the three stages: folders of the pool and their shares."""
 
 
 @dataclass(frozen=True)
@@ -87,62 +82,6 @@ def final_settings(recipe: Recipe) -> TrainSettings:
     return replace(long_settings(recipe), steps=recipe.final_steps, lr=8e-4, lr_end=1e-5, warmup=20, seed=7)
 
 
-_WARP = Deformation(scale=0.12, rotation_deg=9.0, elastic_mm=9.0)
-
-
-def synthetic_case(atlas: Any, number: int) -> Case:
-    """Synthetic case `number`: its size, geometry, phase and noise all follow from the number."""
-    from slice3d.training.synthesis import synthesise
-
-    rng = np.random.default_rng(10_000 + number)
-    shape = (
-        int(rng.integers(56, 68)) * 2,
-        int(rng.integers(44, 52)) * 2,
-        int(rng.choice([32, 48, 56, 64])) * 2,
-    )
-    return cases.cropped_to_body(synthesise(atlas, seed=number, shape=shape, deformation=_WARP))
-
-
-def prepare_pool(data: Path, folder: Path, recipe: Recipe, *, progress: Progress = silent) -> None:
-    """Write the real, synthetic and phantom cases at 3 and 4.5 mm below `folder`; what is there is kept."""
-    from slice3d.training.phantoms import phantom_case
-    from slice3d.training.synthesis import make_atlas
-
-    fine = folder / "fine"
-    work: list[tuple[str, str, Callable[[], Case]]] = []
-    for name in LABELLED:
-        work.append(("labelled", name, lambda n=name: cases.labelled_case(data, n, spacing_mm=FINE_MM)))  # type: ignore[misc]
-    for name in UNLABELLED:
-        work.append(("ruled", name, lambda n=name: cases.unlabelled_case(data, n, spacing_mm=FINE_MM)))  # type: ignore[misc]
-        work.append(("confirmed", name, lambda n=name: confirmed_case(cases.load_case(fine / "ruled", n))))  # type: ignore[misc]
-    for number in range(recipe.phantoms):
-        work.append(("phantom", f"phantom-{number}", lambda n=number: phantom_case(n, spacing_mm=FINE_MM)))  # type: ignore[misc]
-    atlases: dict[str, Any] = {}
-
-    def painted(number: int) -> Case:
-        name = ORDER[number % len(ORDER)]
-        if name not in atlases:
-            atlases[name] = make_atlas(name, cases.read(data / MAPS[name].labels)[0])
-        return synthetic_case(atlases[name], number)
-
-    for number in range(recipe.synthetic):
-        name = f"{ORDER[number % len(ORDER)]}-{number}"
-        work.append(("synth", name, lambda n=number: painted(n)))  # type: ignore[misc]
-    for done, (group, name, make) in enumerate(work):
-        if not (fine / group / f"{name}.json").exists():
-            cases.save(cases.cropped_to_body(make()), fine / group)
-        if not (folder / "coarse" / group / f"{name}.json").exists():
-            cases.save(coarser(cases.load_case(fine / group, name)), folder / "coarse" / group)
-        progress("preparing cases", (done + 1) / len(work))
-
-
-def coarser(case: Case) -> Case:
-    """The case at 4.5 mm."""
-    image = cases.respaced(case.image, case.spacing_mm, COARSE_MM)
-    labels = cases.respaced_labels(case.labels, case.spacing_mm, COARSE_MM)
-    return Case(case.name, np.rint(image).astype(np.int16), labels, COARSE_MM)
-
-
 def guessed_outlines(
     checkpoint: Path, settings: TrainSettings, pool: Path, checked: Mapping[str, Checked]
 ) -> list[Case]:
@@ -180,7 +119,7 @@ def train_torso(
     if not recipe.held_out:
         raise InputError("no held-out case; expected at least one: each network of the package leaves one out")
     pool = out / f"pool-{VERSION}"  # other versions label the same cases in another way
-    prepare_pool(data, pool, recipe, progress=progress)
+    prepare_pool(data, pool, synthetic=recipe.synthetic, phantoms=recipe.phantoms, progress=progress)
     coarse, long, final = (make(recipe) for make in (coarse_settings, long_settings, final_settings))
     report(
         f"{coarse.steps} steps at {COARSE_MM[0]} mm, {long.steps} at {FINE_MM[0]} mm, then {final.steps} without each of "
@@ -188,9 +127,9 @@ def train_torso(
     )
 
     def train(name: str, how: TrainSettings, mix: Mapping[str, float], without: tuple[str, ...]) -> Path:
-        level = "coarse" if how is coarse else "fine"
-        drawn = Pool({pool / level / group: weight for group, weight in mix.items()}, without=without)
-        watched = [cases.load_case(pool / level / "labelled", held) for held in without]
+        drawn = Pool({pool / group: weight for group, weight in mix.items()}, without=without)
+        labelled = next(group for group in mix if group.endswith("/labelled"))
+        watched = [cases.load_case(pool / labelled, held) for held in without]
         watch = WholeVolumes(watched, how) if watched else None
         return fit(drawn, how, out / name, validate=watch, processes=processes, progress=progress)
 

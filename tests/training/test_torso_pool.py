@@ -1,0 +1,65 @@
+"""The pool of `ct-torso`: the same patients on the grids of its stages."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slice3d.training import cases, torso_pool
+from slice3d.training.cases import Case
+from slice3d.training.torso import COARSE_MIX, FINAL_MIX, LONG_MIX
+from slice3d.training.torso_pool import FINE_MM, SHARP_MM, prepare_pool, sharper_case
+
+
+def patient(spacing: tuple[float, float, float], organ: bool) -> Case:
+    """A trunk in a field of view of 180 × 150 × 90 mm, off its middle; with an ellipsoid as organ in it or without."""
+    shape = tuple(int(np.ceil(n / s)) for n, s in zip((180, 150, 90), spacing, strict=True))
+    i, j, k = ((n + 0.5) * s for n, s in zip(np.indices(shape), spacing, strict=True))
+    trunk = ((i - 80) / 50) ** 2 + ((j - 90) / 36) ** 2 < 1
+    inside = ((i - 70) / 26) ** 2 + ((j - 90) / 20) ** 2 + ((k - 40) / 17) ** 2 < 1
+    labels = np.where(trunk, 9, 0).astype(np.uint8)
+    if organ:
+        labels[inside] = 1
+    return Case("one", np.where(inside, 120, np.where(trunk, 40, -1000)).astype(np.int16), labels, spacing)
+
+
+def test_confirmed_outlines_lie_on_smaller_voxels_where_they_lay() -> None:
+    whole = patient(FINE_MM, organ=False)
+    confirmed = cases.cropped_to_body(patient(FINE_MM, organ=True))
+    assert confirmed.labels.shape != whole.labels.shape, "something is cropped"
+    case = sharper_case(confirmed, whole, patient(SHARP_MM, organ=False))
+    truth = patient(SHARP_MM, organ=True)
+    assert case.spacing_mm == SHARP_MM
+    assert case.image.shape == case.labels.shape
+    same = tuple(slice(0, n) for n in case.labels.shape)
+    for value in (1, 9):
+        a, b = case.labels == value, truth.labels[same] == value
+        assert 2 * np.count_nonzero(a & b) / (a.sum() + b.sum()) > 0.96
+        assert np.argwhere(a).mean(0) == pytest.approx(np.argwhere(b).mean(0), abs=0.15)
+    assert np.array_equal(case.image, truth.image[same])
+
+
+def test_every_stage_draws_from_folders_of_the_pool_and_prepared_cases_are_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torso_pool, "LABELLED", {"s0003": cases.LABELLED["s0003"]})
+    monkeypatch.setattr(torso_pool, "UNLABELLED", {"ct-20slices": cases.UNLABELLED["ct-20slices"]})
+    monkeypatch.setattr(torso_pool, "ORDER", ("s0000",))
+    prepare_pool(data, tmp_path, synthetic=1, phantoms=1)
+    for mix in (COARSE_MIX, LONG_MIX, FINAL_MIX):
+        assert sum(mix.values()) == pytest.approx(1)
+        for group in mix:
+            (path,) = (tmp_path / group).glob("*.json")
+            case = cases.load_case(path.parent, path.stem)
+            assert case.spacing_mm[0] == {"coarse": 4.5, "fine": 3.0, "sharp": 2.5}[group.split("/")[0]]
+            assert case.image.shape == case.labels.shape
+    # what the rules are sure of lies at the same place on both grids
+    fine, sharp = (cases.load_case(tmp_path / level / "confirmed", "ct-20slices") for level in ("fine", "sharp"))
+    for value in (1, 7):
+        volumes = [np.count_nonzero(c.labels == value) * np.prod(c.spacing_mm) for c in (fine, sharp)]
+        assert volumes[1] == pytest.approx(volumes[0], rel=0.05)
+        brightness = [c.image[c.labels == value].mean() for c in (fine, sharp)]
+        assert brightness[1] == pytest.approx(brightness[0], abs=12)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    prepare_pool(data, tmp_path, synthetic=1, phantoms=1)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")} == before

@@ -57,11 +57,7 @@ class Engine:
         self.settings = settings or InferenceSettings()
         self.device = choose_device(self.settings.device)
         self.dtype = choose_dtype(self.settings.precision, self.device)
-        self.folds = tuple(self.settings.folds or range(len(package.weights)))
-        if not set(self.folds) <= set(range(len(package.weights))):
-            raise InputError(
-                f"folds {list(self.folds)} asked for; model {package.name!r} has 0 to {len(package.weights) - 1}"
-            )
+        self.folds = self._folds(self.settings)
         if package.non_commercial:  # said before use, and once more in every result
             log.warning("%s", checks.licence_notice(package))
         start = time.perf_counter()
@@ -112,13 +108,20 @@ class Engine:
                 yield result
                 del result
 
+    def _folds(self, settings: InferenceSettings) -> tuple[int, ...]:
+        known = range(len(self.package.weights))
+        folds = tuple(settings.folds or known)
+        if not set(folds) <= set(known):
+            raise InputError(f"folds {list(folds)} asked for; model {self.package.name!r} has 0 to {known[-1]}")
+        return folds
+
     def _checked(self, settings: InferenceSettings | None) -> InferenceSettings:
         """Settings for a case, unless they ask for what this engine was not made with."""
         if settings is None:
             return self.settings
         asked: list[tuple[str, Any, Any]] = []
         if settings.folds is not None:
-            asked.append(("folds", tuple(settings.folds), self.folds))
+            asked.append(("folds", sorted(self._folds(settings)), sorted(self.folds)))
         if settings.device is not None:
             device = choose_device(settings.device)
             same = (device.type, device.index or 0) == (self.device.type, self.device.index or 0)
@@ -128,8 +131,7 @@ class Engine:
         for name, wanted, own in asked:
             if wanted != own:
                 raise InputError(
-                    f"{name} {wanted} asked for in one case; this engine was made with {own}: make another engine, or "
-                    "use `slice3d.segment`, which keeps one for each"
+                    f"{name} {wanted} asked for in one case; this engine was made with {own}: make another engine"
                 )
         return settings
 

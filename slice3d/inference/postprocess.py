@@ -6,9 +6,9 @@ part is more than a bright speck in the heart); bones keep everything from `_BON
 a rib is less than that share), lesions everything above `_CRUMB_ML`. What is too thin for a structure
 whose least thickness is known goes too where it hangs on its side: the arteries that leave an aorta. A component that is
 removed takes the label of the nearest voxel that stays, so that nothing tears holes into an enclosing structure; what was too
-thin becomes body. What is dropped is reported when it is larger than `_REPORT_SHARE` of what stays. Holes of up to
-`_CRUMB_ML`, or of a single voxel, in an organ or vessel are filled where nothing but body was found in them: they are no
-anatomy, and each would be a void in a mesh and in a print.
+thin becomes body. What is dropped is reported when it is larger than `_REPORT_SHARE` of what stays. Holes
+of less than `_CRUMB_ML` in an organ or vessel are filled, whatever was found in them: a
+network does not tell that little apart, and each would be a void in a mesh and in a print.
 
 That is for native packages. Steps that a foreign model brings along (`keep_largest`) are applied as it says.
 """
@@ -53,9 +53,11 @@ def clean(result: Segmentation, wanted: Sequence[str]) -> Segmentation:
                 dropped.append(_clean_one(labels, values, name, voxel_ml))
             if thin > _REPORT_SHARE * kept:
                 dropped.append(_branches_dropped(name, thin * voxel_ml, known.thinnest_mm))
-        if known and known.kind in ("organ", "vessel"):
-            _fill_crumbs(labels, values, (0, body), voxel_ml)
         findings += [finding for finding in dropped if finding is not None]
+    for name in wanted:
+        known = anatomy.STRUCTURES.get(name)
+        if known and known.kind in ("organ", "vessel"):
+            _fill_crumbs(labels, result.values(name), voxel_ml)
     return replace(result, labels=freeze(labels), findings=(*result.findings, *findings))
 
 
@@ -136,8 +138,8 @@ def _clean_one(labels: NDArray[Any], values: Sequence[int], name: str, voxel_ml:
     return Finding("parts-dropped", text, details=details)
 
 
-def _fill_crumbs(labels: NDArray[Any], values: Sequence[int], filling: Sequence[int], voxel_ml: float) -> None:
-    """Fill small holes in a structure, in place, where they hold nothing but labels of `filling`."""
+def _fill_crumbs(labels: NDArray[Any], values: Sequence[int], voxel_ml: float) -> None:
+    """Fill holes smaller than a crumb in a structure with the nearest of its labels, in place."""
     from scipy import ndimage
 
     mask = labels == values[0] if len(values) == 1 else np.isin(labels, values)
@@ -145,15 +147,19 @@ def _fill_crumbs(labels: NDArray[Any], values: Sequence[int], filling: Sequence[
     if box is None:
         return
     mask = mask[box]
-    holes, count = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)
+    holes, count = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask, structure=np.ones((3, 3, 3), bool))
     if not count:
         return
+    small = np.bincount(holes.ravel()) * voxel_ml < _CRUMB_ML
+    small[0] = False
     view = labels[box]
-    sizes = np.bincount(holes.ravel())
-    fill = (sizes == 1) | (sizes * voxel_ml <= _CRUMB_ML)
-    fill[np.unique(holes[~np.isin(view, filling)])] = False
-    fill[0] = False
-    view[fill[holes]] = values[0]
+    parts = ndimage.find_objects(holes)
+    for number in np.flatnonzero(small):
+        part = parts[number - 1]
+        wide = tuple(slice(max(0, s.start - _MARGIN), s.stop + _MARGIN) for s in part)
+        hole = holes[wide] == number
+        nearest = ndimage.distance_transform_edt(~mask[wide], return_distances=False, return_indices=True)
+        view[wide][hole] = view[wide][tuple(nearest)][hole]
 
 
 def _branches_dropped(name: str, lost_ml: float, thinnest_mm: float) -> Finding:

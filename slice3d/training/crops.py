@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from slice3d.errors import InputError
+from slice3d.training.deformation import RandDeformd
 from slice3d.training.lesions import insert_lesions
 from slice3d.training.marrow import fade_marrow
 from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings, check_hounsfield
@@ -174,26 +175,6 @@ def _angles(how: AugmentSettings, spacing_mm: Sequence[float]) -> tuple[float, f
     return out[0], out[1], out[2]
 
 
-_NODES_MM = 50.0
-
-
-def _deformation(how: AugmentSettings, patch: Sequence[int], spacing_mm: Sequence[float]) -> list[Any]:
-    """Organs of other shapes than the few patients have; nothing when no such change is wanted.
-
-    A field of random moves, zero around the patch, is interpolated between nodes. MONAI counts in halves of a side.
-    """
-    from monai.transforms.smooth_field import dictionary as md
-
-    if how.deform_mm <= 0:
-        return []
-    sides = [n * s for n, s in zip(patch, spacing_mm, strict=True)]
-    return [
-        md.RandSmoothDeformd(["image", "label"], spatial_size=patch, rand_size=[max(1, round(a / _NODES_MM)) for a in sides],
-                             pad=1, field_mode="trilinear", align_corners=True, prob=0.5, def_range=2 * how.deform_mm / max(sides),
-                             grid_mode=["bilinear", "nearest"])
-    ]  # fmt: skip
-
-
 def _transforms(how: AugmentSettings, patch: Sequence[int], spacing_mm: Sequence[float]) -> Any:
     from monai.transforms import compose as mc
     from monai.transforms.croppad import dictionary as mp
@@ -206,7 +187,7 @@ def _transforms(how: AugmentSettings, patch: Sequence[int], spacing_mm: Sequence
                            scale_range=(how.scale,) * 3, spatial_size=patch,
                            mode=["bilinear", "nearest"], padding_mode="border", cache_grid=True),
             mp.CenterSpatialCropd(["image", "label"], roi_size=patch),
-            *_deformation(how, patch, spacing_mm),
+            *([RandDeformd(["image"], ["label"], patch, spacing_mm, deform_mm=how.deform_mm)] if how.deform_mm > 0 else []),
             *[ms.RandFlipd(["image", "label"], prob=0.5, spatial_axis=axis) for axis in how.flip_axes],
             mi.RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.2, how.blur), sigma_y=(0.2, how.blur),
                                    sigma_z=(0.2, 2 * how.blur)),

@@ -18,7 +18,6 @@ from slice3d.progress import Progress, silent
 from slice3d.training.dataset import Dataset, read_dataset
 from slice3d.training.plan import Plan, make_plan
 from slice3d.training.settings import (
-    LARGEST_DEFORMATION_MM,
     AugmentSettings,
     IntensitySettings,
     TrainSettings,
@@ -105,7 +104,7 @@ def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> 
     too_often = {k: v for k, v in changes.get("marrow", {}).items() if v > 1}
     if too_often:
         raise InputError(f"marrow of label {min(too_often)} is {too_often[min(too_often)]}; expected a share up to 1")
-    for name, unit, most in (("turn_deg", "degrees", 180), ("deform_mm", "millimetres", LARGEST_DEFORMATION_MM)):
+    for name, unit, most in (("turn_deg", "degrees", 180), ("deform_mm", "millimetres", 50)):
         value = changes.get(name, 0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
             raise InputError(f"{name} is {value!r}; expected {unit} from 0 to {most:g}")

@@ -14,10 +14,6 @@ AUGMENTATION = 2
 """What `AugmentSettings` mean: up to 1 crops were tilted about, and scaled along, their first axis alone."""
 
 
-LARGEST_DEFORMATION_MM = 20.0
-"""Nodes of the field are some 50 mm apart: neighbours moved further than this against each other would fold tissue."""
-
-
 @dataclass(frozen=True)
 class IntensitySettings:
     """`clip_zscore`: clip to `clip`, subtract `mean`, divide by `std` (HU for CT). `zscore`: each image by its own.
@@ -42,7 +38,7 @@ class AugmentSettings:
     scale: float = 0.15
     """Along each axis on its own."""
     deform_mm: float = 0.0
-    """How far at most tissue is moved, in half of the crops, by a field that varies over some 50 mm."""
+    """How far at most tissue is moved along each axis, in half of the crops, by a field that varies over 50 mm or more."""
     noise: float = 0.15
     shift: float = 0.10
     gain: float = 0.10

@@ -1,7 +1,8 @@
 """The cases that `ct-torso` learns from: real, painted from label maps and phantoms, at the voxel sizes of its stages.
 
 `fine` holds them all at 3 mm, `coarse` the same ones at 4.5 mm; `sharp` holds the real ones at 2.5 mm once more, made
-from the original images: borders as smaller voxels show them, which enlarging a crop of 3 mm does not bring.
+from the original images, which show more than an enlarged crop of 3 mm; labels of cases that came with some are of the
+original ones too, confirmed outlines are those of 3 mm enlarged.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def prepare_pool(
     for name in LABELLED:
         work.append(("sharp", "labelled", name, partial(cases.labelled_case, data, name, spacing_mm=SHARP_MM)))
     for name in UNLABELLED:
-        work.append(("sharp", "confirmed", name, partial(_sharper, data, folder / "fine" / "confirmed", name)))
+        work.append(("sharp", "confirmed", name, partial(_sharper, data, folder / "fine" / "ruled", name)))
     for done, (level, group, name, make) in enumerate(work):
         if not (folder / level / group / f"{name}.json").exists():
             case = make()
@@ -100,17 +101,15 @@ def _coarser(folder: Path, name: str) -> Case:
 
 
 def _sharper(data: Path, folder: Path, name: str) -> Case:
-    return sharper_case(
-        cases.load_case(folder, name),
-        cases.unlabelled_case(data, name, spacing_mm=FINE_MM),
-        cases.unlabelled_case(data, name, spacing_mm=SHARP_MM),
-    )
+    whole, sharp = (cases.unlabelled_case(data, name, spacing_mm=mm) for mm in (FINE_MM, SHARP_MM))
+    return sharper_case(confirmed_case(cases.load_case(folder, name)), whole, sharp)
 
 
 def sharper_case(confirmed: Case, whole: Case, sharp: Case) -> Case:
-    """The CT of `sharp` with the outlines that were confirmed on larger voxels.
+    """The CT of `sharp` with the labels of larger voxels, enlarged: its borders are no sharper than theirs.
 
-    confirmed: cropped to the body. whole: the same case before that. sharp: the case at smaller voxels, same field of view.
+    confirmed: labels on the part of `whole` that `cases.cropped_to_body` leaves of it. whole: the uncropped case that they
+    are of. sharp: the case at smaller voxels, same field of view.
     """
     labels = whole.labels.copy()
     labels[cases.body_box(whole)] = confirmed.labels

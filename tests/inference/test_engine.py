@@ -185,9 +185,11 @@ def test_an_engine_refuses_to_be_another_one_for_a_case(tmp_path: Path) -> None:
     engine = Engine(package, replace(FLOAT32, device="cpu"))
     volume = oblique_volume()
     engine.predict(volume, settings=replace(FLOAT32, folds=(0, 1), device="cpu"))
-    engine.predict(volume, settings=InferenceSettings(batch=2))
+    for same in (InferenceSettings(batch=2), replace(FLOAT32, folds=(1, 0)), replace(FLOAT32, folds=())):
+        engine.predict(volume, settings=same)
     for other, says in (
-        (replace(FLOAT32, folds=(1,)), r"folds \(1,\) asked for in one case; this engine was made with \(0, 1\)"),
+        (replace(FLOAT32, folds=(1,)), r"folds \[1\] asked for in one case; this engine was made with \[0, 1\]"),
+        (replace(FLOAT32, folds=(4,)), r"folds \[4\] asked for; model 'two' has 0 to 1"),
         (InferenceSettings(precision="bfloat16"), "precision torch.bfloat16 asked for"),
     ):
         with pytest.raises(InputError, match=says):

@@ -192,7 +192,7 @@ def test_tables_of_a_configuration_reach_the_run(dataset: Path, tmp_path: Path) 
         ("[augment.marrow]\n1 = true\n", "expected a table"),
         ("[augment]\nturn_deg = -25\n", "turn_deg is -25; expected degrees from 0 to 180"),
         ("[augment]\nturn_deg = '25'\n", "expected degrees"),
-        ("[augment]\ndeform_mm = 40\n", "deform_mm is 40; expected millimetres from 0 to 20"),
+        ("[augment]\ndeform_mm = 80\n", "deform_mm is 80; expected millimetres from 0 to 50"),
         ("[augment]\ndeform_mm = nan\n", "deform_mm is nan; expected millimetres"),
     ):
         path.write_text(text)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slice3d import anatomy
 from slice3d.errors import InputError, ModelError
 from slice3d.inference import checks, memory, postprocess, reliability
 from slice3d.inference.ahead import Ahead, ahead_of
@@ -157,17 +156,17 @@ class Engine:
         run.clock("check", begin)
         own_steps = self.package.keep_largest if settings.postprocess is not False else ()
         cleaned = settings.postprocess if settings.postprocess is not None else self.package.origin == "native"
-        bones = self._bones(wanted) if cleaned else ()
+        inside = self._inside_body(wanted) if cleaned else ()
         # a step that belongs to the model may weigh structures against each other: it sees all of them
         looked_for = self.package.structures if own_steps or self.package.tissues else wanted
-        looked_for = (*wanted, "body") if bones and looked_for is wanted else looked_for
+        looked_for = (*wanted, "body") if inside and looked_for is wanted else looked_for
         with computing(settings.threads):
             labels, probabilities, tallies, places = self._run(volumes, looked_for, settings, run, progress)
         start = time.perf_counter()
         if looked_for is not wanted:
             postprocess.keep_largest(labels, own_steps)
-            if bones:
-                postprocess.drop_detached(labels, bones)
+            if inside:
+                postprocess.drop_detached(labels, inside)
             labels = only(labels, self.package, wanted)
             tallies = {name: tallies[name] for name in wanted}
         names, groups = names_of(self.package, wanted)
@@ -191,13 +190,11 @@ class Engine:
             metadata=self._metadata(wanted, measured, run, settings),
         )
 
-    def _bones(self, wanted: Sequence[str]) -> tuple[int, ...]:
-        """Labels of bones that were asked for without the body, where the package knows a body that they belong to."""
-        package = self.package
-        if "body" not in package.structures or "body" in wanted:
+    def _inside_body(self, wanted: Sequence[str]) -> tuple[int, ...]:
+        """Labels of what was asked for without the body, where the package knows a body that it belongs to."""
+        if "body" not in self.package.structures or "body" in wanted:
             return ()
-        bones = [n for n in wanted if n in anatomy.STRUCTURES and anatomy.STRUCTURES[n].kind == "bone"]
-        return tuple(value for name in bones for value in package.values(name))
+        return tuple(value for name in wanted for value in self.package.values(name))
 
     def _in_region(
         self, region: Region, volume: Volume, structures: Sequence[str] | None, settings: InferenceSettings,

@@ -41,8 +41,9 @@ def clean(result: Segmentation, wanted: Sequence[str]) -> Segmentation:
     labels = np.array(result.labels)
     findings: list[Finding] = []
     voxel_ml = result.grid.voxel_volume_mm3 / 1000.0
-    body = next((v for v, name in result.names.items() if name == "body"), 0)
-    for name in wanted:
+    body = next((value for value, other in result.names.items() if other == "body"), 0)
+    structures = list(dict.fromkeys(part for one in wanted for part in _parts(result, one)))
+    for name in structures:
         values = result.values(name)
         dropped = [_clean_one(labels, values, name, voxel_ml)]
         known = anatomy.STRUCTURES.get(name)
@@ -54,18 +55,25 @@ def clean(result: Segmentation, wanted: Sequence[str]) -> Segmentation:
             if thin > _REPORT_SHARE * kept:
                 dropped.append(_branches_dropped(name, thin * voxel_ml, known.thinnest_mm))
         findings += [finding for finding in dropped if finding is not None]
-    for name in wanted:
+    for name in structures:
         known = anatomy.STRUCTURES.get(name)
         if known and known.kind in ("organ", "vessel"):
             _fill_crumbs(labels, result.values(name), voxel_ml)
     return replace(result, labels=freeze(labels), findings=(*result.findings, *findings))
 
 
+def _parts(result: Segmentation, name: str) -> tuple[str, ...]:
+    """The structures of a pair or a family, each of which is cleaned by itself, or the structure."""
+    members = anatomy.GROUPS[name].members if name in anatomy.GROUPS else ()
+    known = set(result.names.values())
+    return members if members and set(members) <= known else (name,)
+
+
 def drop_detached(labels: NDArray[Any], values: Sequence[int]) -> None:
     """Take labels off, in place, where they lie in small pieces that do not touch the body.
 
     labels: everything that belongs to a body, non-zero. values: labels that such pieces lose. A couch's rails and cables
-    are as bright as bone; an arm beside the trunk is far more than a hundredth of it.
+    are as bright as bone and as a vessel with contrast medium; an arm beside the trunk is far more than a hundredth of it.
     """
     from scipy import ndimage
 

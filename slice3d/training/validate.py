@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from slice3d.errors import InputError
 from slice3d.training.cases import Case
 from slice3d.training.crops import normalised
 from slice3d.training.losses import FIRST_PARTIAL
@@ -54,9 +55,17 @@ def dice_by_class(predicted: Array, truth: Array, classes: Sequence[int]) -> dic
 
 
 class WholeVolumes:
-    """Validation for `loop.fit`: Dice per structure and case, by whole-volume inference."""
+    """Validation for `loop.fit`: Dice per structure and case, by whole-volume inference.
+
+    Raises `InputError` for a case whose voxels are not those of `settings`: it would look larger or smaller than it is.
+    """
 
     def __init__(self, cases: Sequence[Case], settings: TrainSettings) -> None:
+        for case in cases:
+            if not np.allclose(case.spacing_mm, settings.spacing_mm, rtol=1e-3):
+                raise InputError(
+                    f"validation case {case.name} has voxels of {case.spacing_mm} mm; expected {settings.spacing_mm} mm"
+                )
         self.cases = list(cases)
         self.settings = settings
 

@@ -188,3 +188,15 @@ def test_a_hole_that_a_stray_voxel_of_another_organ_sat_in_is_filled_too() -> No
     made = Segmentation(array, Grid((40, 40, 40), np.eye(4)), {1: "liver", 2: "spleen", 4: "body"})
     for order in (["liver", "spleen"], ["spleen", "liver"]):
         assert clean(made, order).labels[10, 10, 10] == 1
+
+
+def test_each_kidney_keeps_its_largest_part_when_both_are_asked_for() -> None:
+    array = np.zeros((60, 50, 40), np.uint8)
+    array[10:20, 10:20, 10:20] = 1
+    array[40:50, 10:20, 10:20] = 2
+    array[30:33, 40:43, 30:33] = 1  # a thirty-seventh of it
+    made = Segmentation(array, coarse_grid(), {1: "kidney_left", 2: "kidney_right"}, groups={"kidneys": (1, 2)})
+    one, both = clean(made, ["kidney_left", "kidney_right"]), clean(made, ["kidneys"])
+    assert np.count_nonzero(both.labels) == 2000
+    assert np.array_equal(one.labels, both.labels)
+    assert [f.code for f in both.findings] == [f.code for f in one.findings] == ["parts-dropped"]

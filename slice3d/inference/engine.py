@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slice3d import anatomy
 from slice3d.errors import InputError, ModelError
 from slice3d.inference import checks, memory, postprocess, reliability
 from slice3d.inference.ahead import Ahead, ahead_of
@@ -79,7 +80,7 @@ class Engine:
         precision and folds are those the engine was made with. Raises `InputError` for an image the model was not
         made for and for settings that name others of these, `ModelError` when the memory budget does not suffice.
         """
-        return self._predict(volume, structures, self._checked(settings), Run({}), progress)
+        return self._predict(volume, structures, self.checked(settings), Run({}), progress)
 
     def predict_each(
         self,
@@ -98,7 +99,7 @@ class Engine:
         """
         if isinstance(volumes, Volume):
             raise InputError("predict_each got one Volume; expected several, e.g. in a list; `predict` takes one")
-        settings = self._checked(settings)
+        settings = self.checked(settings)
         with ahead_of(volumes) as ahead:
             for volume in ahead:
                 planned = partial(self._read_ahead, ahead, _size_gib(_channels(volume)))
@@ -114,7 +115,7 @@ class Engine:
             raise InputError(f"folds {list(folds)} asked for; model {self.package.name!r} has 0 to {known[-1]}")
         return folds
 
-    def _checked(self, settings: InferenceSettings | None) -> InferenceSettings:
+    def checked(self, settings: InferenceSettings | None) -> InferenceSettings:
         """Settings for a case, unless they ask for what this engine was not made with."""
         if settings is None:
             return self.settings
@@ -156,9 +157,9 @@ class Engine:
         run.clock("check", begin)
         own_steps = self.package.keep_largest if settings.postprocess is not False else ()
         cleaned = settings.postprocess if settings.postprocess is not None else self.package.origin == "native"
-        inside = self._inside_body(wanted) if cleaned else ()
         # a step that belongs to the model may weigh structures against each other: it sees all of them
         looked_for = self.package.structures if own_steps or self.package.tissues else wanted
+        inside = self._inside_body(wanted, everything=looked_for is not wanted) if cleaned else ()
         looked_for = (*wanted, "body") if inside and looked_for is wanted else looked_for
         with computing(settings.threads):
             labels, probabilities, tallies, places = self._run(volumes, looked_for, settings, run, progress)
@@ -190,11 +191,17 @@ class Engine:
             metadata=self._metadata(wanted, measured, run, settings),
         )
 
-    def _inside_body(self, wanted: Sequence[str]) -> tuple[int, ...]:
-        """Labels of what was asked for without the body, where the package knows a body that it belongs to."""
-        if "body" not in self.package.structures or "body" in wanted:
+    def _inside_body(self, wanted: Sequence[str], *, everything: bool) -> tuple[int, ...]:
+        """Labels of what was asked for without the body, where the package knows a body that it belongs to.
+
+        everything: the body is looked for in any case. Otherwise it is looked for on account of bones alone, which rails are
+        taken for most: for others it would cost the search for their region.
+        """
+        package = self.package
+        if "body" not in package.structures or "body" in wanted:
             return ()
-        return tuple(value for name in wanted for value in self.package.values(name))
+        inside = [n for n in wanted if everything or (n in anatomy.STRUCTURES and anatomy.STRUCTURES[n].kind == "bone")]
+        return tuple(value for name in inside for value in package.values(name))
 
     def _in_region(
         self, region: Region, volume: Volume, structures: Sequence[str] | None, settings: InferenceSettings,

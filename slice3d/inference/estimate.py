@@ -48,8 +48,8 @@ class Estimate:
 def estimate(
     engine: Engine, grid: Grid, *, structures: Sequence[str] | None = None, settings: InferenceSettings | None = None
 ) -> Estimate:
-    """What `engine.predict` would need on `grid`. Raises `ModelError` for too small a memory budget, as it would."""
-    settings = settings or engine.settings
+    """What `engine.predict` would need on `grid`. Raises what it would raise for its settings and memory."""
+    settings = engine.checked(settings)
     package, networks = engine.package, engine.networks
     blank = Volume(np.broadcast_to(freeze(np.ones(1, np.int16)), grid.shape), grid)
     frame = make_frame([blank], package)

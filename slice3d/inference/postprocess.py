@@ -7,7 +7,7 @@ a rib is less than that share), lesions everything above `_CRUMB_ML`. What is to
 whose least thickness is known goes too where it hangs on its side: the arteries that leave an aorta. A component that is
 removed takes the label of the nearest voxel that stays, so that nothing tears holes into an enclosing structure; what was too
 thin becomes body. What is dropped is reported when it is larger than `_REPORT_SHARE` of what stays. Holes
-of less than `_CRUMB_ML` in an organ or vessel are filled, whatever was found in them: a
+of less than `_CRUMB_ML` in an organ or vessel are filled where they hold nothing or body: a
 network does not tell that little apart, and each would be a void in a mesh and in a print.
 
 That is for native packages. Steps that a foreign model brings along (`keep_largest`) are applied as it says.
@@ -30,7 +30,7 @@ from slice3d.volume import Segmentation, freeze
 _FRAGMENT_SHARE = 0.01
 _VESSEL_SHARE = 0.05
 _CRUMB_ML = 0.03
-_BONE_ML = 1.0
+_BONE_ML = 5.0
 _REPORT_SHARE = 0.02
 _MARGIN = 2
 _SLAB = 64
@@ -58,7 +58,7 @@ def clean(result: Segmentation, wanted: Sequence[str]) -> Segmentation:
     for name in structures:
         known = anatomy.STRUCTURES.get(name)
         if known and known.kind in ("organ", "vessel"):
-            _fill_crumbs(labels, result.values(name), voxel_ml)
+            _fill_crumbs(labels, result.values(name), (0, body), voxel_ml)
     return replace(result, labels=freeze(labels), findings=(*result.findings, *findings))
 
 
@@ -146,8 +146,8 @@ def _clean_one(labels: NDArray[Any], values: Sequence[int], name: str, voxel_ml:
     return Finding("parts-dropped", text, details=details)
 
 
-def _fill_crumbs(labels: NDArray[Any], values: Sequence[int], voxel_ml: float) -> None:
-    """Fill holes smaller than a crumb in a structure with the nearest of its labels, in place."""
+def _fill_crumbs(labels: NDArray[Any], values: Sequence[int], empty: Sequence[int], voxel_ml: float) -> None:
+    """Fill holes smaller than a crumb, and with nothing but labels of `empty` in them, with the nearest of its labels, in place."""
     from scipy import ndimage
 
     mask = labels == values[0] if len(values) == 1 else np.isin(labels, values)
@@ -159,8 +159,9 @@ def _fill_crumbs(labels: NDArray[Any], values: Sequence[int], voxel_ml: float) -
     if not count:
         return
     small = np.bincount(holes.ravel()) * voxel_ml < _CRUMB_ML
-    small[0] = False
     view = labels[box]
+    small[np.unique(holes[~np.isin(view, empty)])] = False
+    small[0] = False
     parts = ndimage.find_objects(holes)
     for number in np.flatnonzero(small):
         part = parts[number - 1]

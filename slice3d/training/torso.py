@@ -94,6 +94,10 @@ def guessed_outlines(
     from slice3d.training.loop import averaged_network
     from slice3d.training.validate import probabilities
 
+    if settings.spacing_mm != FINE_MM:
+        raise InputError(
+            f"a network of {settings.spacing_mm} mm; expected one of {FINE_MM} mm, as the outlines are (long_settings)"
+        )
     network = averaged_network(checkpoint, settings)
     found = []
     for name, confirmed in checked.items():

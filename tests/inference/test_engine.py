@@ -196,6 +196,8 @@ def test_an_engine_refuses_to_be_another_one_for_a_case(tmp_path: Path) -> None:
             engine.predict(volume, settings=other)
         with pytest.raises(InputError, match=says):
             next(engine.predict_each([volume], settings=other))
+        with pytest.raises(InputError, match=says):
+            estimate(engine, volume.grid, settings=other)
     alone = Engine(package, replace(FLOAT32, folds=(1,))).predict(volume)
     assert not np.array_equal(alone.labels, engine.predict(volume).labels)
 
@@ -318,19 +320,22 @@ def test_second_case_in_the_same_process_loads_nothing(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("name", ["bone", "aorta"])
 def test_rails_of_the_couch_are_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """One structure alone was asked for: what lies in small pieces beside the body is not taken for it; an arm is."""
+    """One structure alone was asked for: what lies in small pieces beside the body is not taken for it; an arm is.
+
+    Of bones always, of others where the package looks for everything anyway.
+    """
+    steps = [{"labels": [2], "independent": True, "connectivity": 3, "components": 9}] if name == "aorta" else []
     monkeypatch.setattr("slice3d.models.loading.build_network", lambda *_: Pointwise((-1.0, 1.0)))
     package = write_package(
         tmp_path / "bones", Pointwise((-1.0, 1.0)), labels={"1": "body", "2": name}, groups={"body": [1, 2]},
-        spacing_mm=[3.0, 3.0, 3.0],
+        spacing_mm=[3.0, 3.0, 3.0], keep_largest=steps,
     )  # fmt: skip
     data = np.full((60, 50, 40), -1000, np.int16)
     data[15:45, 10:40] = 40
     data[26:34, 18:26] = 800
     data[3:9, 20:30] = 40
     data[5:7, 24:26] = 800  # the arm
-    data[20:24, 45:48, :12] = 40
-    data[21:23, 46:47, :12] = 800  # the rail
+    data[20:24, 45:48, :12] = 800  # the rail: more than a twentieth of the structure, less than a hundredth of the body
     volume = Volume(data, Grid(data.shape, np.diag([3.0, 3.0, 3.0, 1])), modality="CT")
     engine = Engine(package, replace(FLOAT32, postprocess=None))
     found = engine.predict(volume, structures=[name])

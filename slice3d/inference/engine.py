@@ -116,7 +116,7 @@ class Engine:
         return folds
 
     def checked(self, settings: InferenceSettings | None) -> InferenceSettings:
-        """Settings for a case, unless they ask for what this engine was not made with."""
+        """Settings for a case, the engine's own for None. Raises `InputError` for what this engine was not made with."""
         if settings is None:
             return self.settings
         asked: list[tuple[str, Any, Any]] = []

@@ -3,12 +3,12 @@
 A single organ (anatomy kind `organ`, and `body`) keeps its largest component. Everything else keeps components of at
 least `_FRAGMENT_SHARE` of its largest one, vessels of `_VESSEL_SHARE` (a field of view may cut an aorta in two, its smaller
 part is more than a bright speck in the heart); bones keep everything from `_BONE_ML` on too (beside a whole trunk's skeleton
-a rib is less than that share), lesions everything above `_CRUMB_ML`. What is too thin for a structure
-whose least thickness is known goes too where it hangs on its side: the arteries that leave an aorta. A component that is
-removed takes the label of the nearest voxel that stays, so that nothing tears holes into an enclosing structure; what was too
-thin becomes body. What is dropped is reported when it is larger than `_REPORT_SHARE` of what stays. Holes
-of less than `_CRUMB_ML` in an organ or vessel are filled where they hold nothing or body: a
-network does not tell that little apart, and each would be a void in a mesh and in a print.
+a rib may be less than that share), lesions everything above `_CRUMB_ML`. Pairs and families are cleaned one by one. What is
+too thin for a structure whose least thickness is known goes too where it hangs on its side: the arteries that leave an aorta.
+A component that is removed takes the label of the nearest voxel that stays, so that nothing tears holes into an enclosing
+structure; what was too thin becomes body. What is dropped is reported when it is larger than `_REPORT_SHARE` of what stays.
+Holes of less than `_CRUMB_ML` in an organ or vessel are filled where they hold nothing or body: a network does not tell that
+little apart, and each would be a void in a mesh and in a print.
 
 That is for native packages. Steps that a foreign model brings along (`keep_largest`) are applied as it says.
 """

@@ -80,7 +80,7 @@ def long_settings(recipe: Recipe) -> TrainSettings:
 def final_settings(recipe: Recipe) -> TrainSettings:
     """2.5 mm, at which the package runs, with more of the labelled scans; the learning rate falls to nothing.
 
-    What the pool holds at 3 mm is taken for patients a sixth smaller: painting it anew would show no more.
+    What the pool holds at 3 mm is taken for patients a sixth smaller; painting it anew at 2.5 mm was not tried.
     """
     return replace(
         long_settings(recipe), spacing_mm=SHARP_MM, steps=recipe.final_steps, lr=1e-3, lr_end=1e-5, warmup=20, seed=7

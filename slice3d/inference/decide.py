@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from slice3d import anatomy
 from slice3d.errors import InputError
 from slice3d.inference.settings import InferenceSettings
+from slice3d.models.own_steps import KeepLargest
 from slice3d.models.package import ModelPackage
 
 
@@ -56,6 +57,40 @@ def wanted_structures(package: ModelPackage, structures: Sequence[str] | None) -
     if not structures:
         raise InputError("no structure asked for; expected at least one")
     return tuple(dict.fromkeys(name for s in structures for name in anatomy.resolve(s, package.structures)))
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a run looks for, and what is done to it afterwards.
+
+    structures: all that was asked for among them. own_steps: those that belong to the package. inside: labels that lose
+    what lies in small pieces beside the body. cleaned: whether the result is cleaned by `postprocess.clean`.
+    """
+
+    structures: tuple[str, ...]
+    own_steps: tuple[KeepLargest, ...]
+    inside: tuple[int, ...]
+    cleaned: bool
+
+
+def search_for(package: ModelPackage, wanted: Sequence[str], settings: InferenceSettings) -> Search:
+    """What has to be looked for so that `wanted` comes out right.
+
+    Steps that belong to the package may weigh structures against each other: these, and tissues, see all of them. Then all
+    that was asked for must lie inside the body. Otherwise the body is looked for on account of bones alone, which rails
+    are taken for most: for others it would cost the search for their region.
+    """
+    steps = package.keep_largest if settings.postprocess is not False else ()
+    everything = bool(steps or package.tissues)
+    cleaned = settings.postprocess if settings.postprocess is not None else package.origin == "native"
+    names: Sequence[str] = ()
+    if cleaned and "body" in package.structures and "body" not in wanted:
+        bones = [n for n in wanted if n in anatomy.STRUCTURES and anatomy.STRUCTURES[n].kind == "bone"]
+        names = wanted if everything else bones
+    inside = tuple(value for name in names for value in package.values(name))
+    if everything:
+        return Search(package.structures, steps, inside, cleaned)
+    return Search((*wanted, "body") if inside else tuple(wanted), steps, inside, cleaned)
 
 
 def kept(package: ModelPackage, wanted: Sequence[str]) -> dict[int, int]:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slice3d import anatomy
 from slice3d.errors import InputError, ModelError
 from slice3d.inference import checks, memory, postprocess, reliability
 from slice3d.inference.ahead import Ahead, ahead_of
@@ -25,7 +24,7 @@ from slice3d.inference.by_intensity import reduce_by_intensity
 from slice3d.inference.cascade import in_region, region_for
 from slice3d.inference.case import Case, Run, moved, padded, permuted, permuted_floats, slab_axis, three
 from slice3d.inference.census import Point, centres
-from slice3d.inference.decide import Decision, decision_for, label_type, names_of, only, wanted_structures
+from slice3d.inference.decide import Decision, decision_for, label_type, names_of, only, search_for, wanted_structures
 from slice3d.inference.hardware import choose_device, choose_dtype, computing, cores
 from slice3d.inference.networks import Networks, flips, mirror_axes
 from slice3d.inference.prepare import make_frame, network_image
@@ -155,19 +154,14 @@ class Engine:
         begin = time.perf_counter()
         findings = [*checks.check_input(volumes, self.package, allow=settings.allow_unexpected_input)]
         run.clock("check", begin)
-        own_steps = self.package.keep_largest if settings.postprocess is not False else ()
-        cleaned = settings.postprocess if settings.postprocess is not None else self.package.origin == "native"
-        # a step that belongs to the model may weigh structures against each other: it sees all of them
-        looked_for = self.package.structures if own_steps or self.package.tissues else wanted
-        inside = self._inside_body(wanted, everything=looked_for is not wanted) if cleaned else ()
-        looked_for = (*wanted, "body") if inside and looked_for is wanted else looked_for
+        search = search_for(self.package, wanted, settings)
         with computing(settings.threads):
-            labels, probabilities, tallies, places = self._run(volumes, looked_for, settings, run, progress)
+            labels, probabilities, tallies, places = self._run(volumes, search.structures, settings, run, progress)
         start = time.perf_counter()
-        if looked_for is not wanted:
-            postprocess.keep_largest(labels, own_steps)
-            if inside:
-                postprocess.drop_detached(labels, inside)
+        postprocess.keep_largest(labels, search.own_steps)
+        if search.inside:
+            postprocess.drop_detached(labels, search.inside)
+        if search.structures != wanted:
             labels = only(labels, self.package, wanted)
             tallies = {name: tallies[name] for name in wanted}
         names, groups = names_of(self.package, wanted)
@@ -175,7 +169,7 @@ class Engine:
             freeze(labels), volumes[0].grid, names, groups=groups, probabilities=probabilities,
             synthesised=volumes[0].synthesised, uncertainty=volumes[0].uncertainty,
         )  # fmt: skip
-        if cleaned:
+        if search.cleaned:
             result = postprocess.clean(result, wanted)
         run.clock("postprocess", start)
         start = time.perf_counter()
@@ -190,18 +184,6 @@ class Engine:
             findings=(*result.findings, *findings),
             metadata=self._metadata(wanted, measured, run, settings),
         )
-
-    def _inside_body(self, wanted: Sequence[str], *, everything: bool) -> tuple[int, ...]:
-        """Labels of what was asked for without the body, where the package knows a body that it belongs to.
-
-        everything: the body is looked for in any case. Otherwise it is looked for on account of bones alone, which rails are
-        taken for most: for others it would cost the search for their region.
-        """
-        package = self.package
-        if "body" not in package.structures or "body" in wanted:
-            return ()
-        inside = [n for n in wanted if everything or (n in anatomy.STRUCTURES and anatomy.STRUCTURES[n].kind == "bone")]
-        return tuple(value for name in inside for value in package.values(name))
 
     def _in_region(
         self, region: Region, volume: Volume, structures: Sequence[str] | None, settings: InferenceSettings,

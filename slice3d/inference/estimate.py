@@ -11,7 +11,7 @@ import numpy as np
 
 from slice3d.grid import Grid
 from slice3d.inference.case import slab_axis, three
-from slice3d.inference.decide import decision_for, label_type, wanted_structures
+from slice3d.inference.decide import decision_for, label_type, search_for, wanted_structures
 from slice3d.inference.hardware import computing, cores
 from slice3d.inference.memory import plan_case
 from slice3d.inference.prepare import make_frame
@@ -56,7 +56,8 @@ def estimate(
     labels = int(np.prod(grid.shape)) * np.dtype(label_type(package)).itemsize
     slab = slab_axis(frame.shape, package.patch_size)
     plan = plan_case(networks, frame, slab=slab, label_bytes=labels, settings=settings)
-    decision = decision_for(package, wanted_structures(package, structures), settings)
+    search = search_for(package, wanted_structures(package, structures), settings)
+    decision = decision_for(package, search.structures, settings)
     padded = three([max(n, p) for n, p in zip(frame.shape, package.patch_size, strict=True)])
     channels = [n for n, value in enumerate(decision.values) if value]
     quick, full = runs(networks, padded, package.patch_size, channels, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,6 +219,28 @@ def test_estimate_is_what_a_run_takes(tiny: ModelPackage, shape: tuple[int, int,
     assert told.runs >= engine.predict(volume, structures=["liver"], settings=FLOAT32).metadata["tiles"]
     with pytest.raises(ModelError, match="raise --memory"):
         estimate(engine, volume.grid, settings=replace(FLOAT32, memory_gib=0.1))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"labels": {"1": "bone", "2": "body"}},
+        {
+            "labels": {"1": "bone", "2": "liver"},
+            "tissues": [{"name": "a", "labels": [0]}, {"name": "b", "labels": [1]}, {"name": "c", "labels": [2]}],
+        },
+        {"labels": {"1": "bone", "2": "liver", "3": "spleen"}, "keep_largest": [{"labels": [1]}]},
+    ],
+    ids=["bones lie in the body", "tissues", "own steps"],
+)
+def test_estimate_counts_what_is_looked_for_beside_what_was_asked(tmp_path: Path, fields: dict[str, Any]) -> None:
+    arguments = {**ARGUMENTS, "out_channels": 1 + max(int(n) for n in fields["labels"])}
+    network = {"class": "monai.networks.nets.DynUNet", "arguments": arguments}
+    package = write_package(tmp_path / "more", random_network(**arguments), network=network, **fields)
+    cleaned = replace(FLOAT32, postprocess=True)
+    engine, volume = Engine(package, cleaned), oblique_volume((61, 90, 40))
+    told = estimate(engine, volume.grid, structures=["bone"])
+    assert told.runs == engine.predict(volume, structures=["bone"]).metadata["tiles"]
 
 
 def test_probability_of_a_structure_agrees_with_its_label(tiny: ModelPackage) -> None:

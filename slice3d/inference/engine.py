@@ -176,7 +176,7 @@ class Engine:
         measured = reliability.measure(tallies, self.package)
         ranges = self.package.reliability.get("volume_ml")
         findings += reliability.check_tested(wanted, self.package)
-        findings += reliability.check_result(result, wanted, measured, places, ranges_ml=ranges)
+        findings += reliability.check_result(result, wanted, measured, places, ranges_ml=ranges, image=volumes[0])
         run.clock("reliability", start)
         run.timings["total"] = round(time.perf_counter() - begin, 4)
         return replace(

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from slice3d import anatomy
 from slice3d.findings import Finding
+from slice3d.inference import field_of_view
 from slice3d.inference.reduce import Tally
 from slice3d.models.package import ModelPackage
-from slice3d.volume import Segmentation
+from slice3d.volume import Segmentation, Volume
 
 MEASURES = ("soft_dice", "mean_entropy")
 _LOW_DICE = 0.8
-_PADDED_MM = 1.5  # thickest voxel that may be left out at the border of the field of view
 _CONTACT_MM2 = 100.0
 _CONTACT_SHARE = 0.15  # of volume^(2/3): a structure of a few millilitres is cut with less contact than that
 _SIDE_MARGIN_MM = 10.0
@@ -79,21 +79,25 @@ def check_result(
     centres: Mapping[str, tuple[float, float, float]],
     *,
     ranges_ml: Mapping[str, Sequence[float]] | None = None,
+    image: Volume | None = None,
 ) -> list[Finding]:
     """Findings about every wanted structure. centres: structure → world RAS mm, of all the model found.
 
     ranges_ml: structure → (lowest, highest) volume that the model's own data make plausible, before the table of
-    `anatomy`.
+    `anatomy`. image: what was segmented, same grid: a CT shows where its reconstruction ends.
     """
     findings: list[Finding] = []
     whole = _counted(result.labels)
-    faces = _faces(result)
+    faces = field_of_view.sides(result)
+    blank = None if image is None else field_of_view.beside_blank(result, image)
     for name in wanted:
         values = [v for v in result.values(name) if v < len(whole)]
         voxels = float(whole[values].sum())
         if not voxels:
             continue
         contact = {end: float(area[values].sum()) for end, area in faces.items()}
+        if blank is not None and _under_the_skin(name):
+            contact[field_of_view.EDGE] = float(blank[values].sum())
         cut = _cut(name, voxels * result.grid.voxel_volume_mm3, contact)
         findings += cut
         findings += _volume(result, name, voxels, bool(cut), (ranges_ml or {}).get(name))
@@ -126,22 +130,11 @@ def _counted(labels: NDArray[Any]) -> NDArray[np.int64]:
     return count
 
 
-def _faces(result: Segmentation) -> dict[str, NDArray[np.float64]]:
-    """Side of the field of view → mm² that each label value covers of it.
-
-    Networks may leave out the outermost voxels, beside which they see padding: where fine ones are empty, the next count.
-    """
-    grid, labels = result.grid, result.labels
-    most = int(labels.max(initial=0)) + 1
-    found = {}
-    for axis in range(3):
-        area = float(np.prod([s for n, s in enumerate(grid.spacing_mm) if n != axis]))
-        for last in (False, True):
-            depth = min(2 if grid.spacing_mm[axis] <= _PADDED_MM else 1, labels.shape[axis])
-            planes = np.moveaxis(labels, axis, 0)[:: -1 if last else 1][:depth]
-            counts = [np.bincount(plane.ravel(), minlength=most) for plane in planes]
-            found[grid.end(axis, last)] = np.where(counts[0] > 0, counts[0], counts[-1]).astype(np.float64) * area
-    return found
+def _under_the_skin(name: str) -> bool:
+    """Whether it never lies beside air outside the body unless it is cut."""
+    members = anatomy.GROUPS[name].members if name in anatomy.GROUPS else (name,)
+    kinds = {anatomy.STRUCTURES[member].kind if member in anatomy.STRUCTURES else "unknown" for member in members}
+    return kinds <= {"organ", "vessel", "brain"}
 
 
 def _cut(name: str, volume_mm3: float, contact_mm2: Mapping[str, float]) -> list[Finding]:

@@ -86,3 +86,25 @@ def test_every_table_has_its_place_in_the_page() -> None:
     assert text.count("| a table |") == len(accuracy.TABLES)
     with pytest.raises(ValueError, match="lacks <!-- scores:begin"):
         accuracy.filled(page.replace("<!-- scores:begin -->", ""), {"scores": ""})
+
+
+def test_expected_dice_is_tried_on_studies_that_its_line_was_not_drawn_through() -> None:
+    def rows(shift: float) -> dict[str, dict[str, dict[str, float]]]:
+        own = {"as it is": (0.9, 0.8), "slices of 6 mm": (0.7, 0.6)}
+        return {
+            how: {
+                "dice": {"liver": 1.2 * a - 0.2 + shift, "spleen": 1.2 * b - 0.2 + shift, "body": 0.1},
+                "soft_dice": {"liver": a, "spleen": b, "body": 0.99},
+            }
+            for how, (a, b) in own.items()
+        }
+
+    line, tried = accuracy.expected_dice({"one": rows(0.0), "two": rows(0.0)})
+    assert (line["slope"], line["intercept"]) == (pytest.approx(1.2), pytest.approx(-0.2))
+    assert line["cases"] == 8
+    assert {row["rms"] for row in tried.values()} == {0.0}
+    # a study that is 0.08 worse than its soft Dice says
+    line, tried = accuracy.expected_dice({"one": rows(0.0), "two": rows(-0.08)})
+    assert tried["two"]["rms"] == tried["two"]["worst"] == pytest.approx(0.08)
+    assert (tried["two"]["too_high_by_0.05"], tried["one"]["too_high_by_0.05"]) == (4, 0)
+    assert line["residual"] == pytest.approx(0.04)

@@ -95,11 +95,13 @@ def test_expected_dice_is_tried_on_studies_that_its_line_was_not_drawn_through()
             how: {
                 "dice": {"liver": 1.2 * a - 0.2 + shift, "spleen": 1.2 * b - 0.2 + shift, "body": 0.1},
                 "soft_dice": {"liver": a, "spleen": b, "body": 0.99},
+                "border_spared": False,
             }
             for how, (a, b) in own.items()
         }
 
-    line, tried = accuracy.expected_dice({"one": rows(0.0), "two": rows(0.0)})
+    spared = {"dice": {"liver": 0.99}, "soft_dice": {"liver": 0.1}, "border_spared": True}
+    line, tried = accuracy.expected_dice({"one": rows(0.0), "two": {**rows(0.0), "slices of 9 mm": spared}})
     assert (line["slope"], line["intercept"]) == (pytest.approx(1.2), pytest.approx(-0.2))
     assert line["cases"] == 8
     assert {row["rms"] for row in tried.values()} == {0.0}
@@ -108,3 +110,4 @@ def test_expected_dice_is_tried_on_studies_that_its_line_was_not_drawn_through()
     assert tried["two"]["rms"] == tried["two"]["worst"] == pytest.approx(0.08)
     assert (tried["two"]["too_high_by_0.05"], tried["one"]["too_high_by_0.05"]) == (4, 0)
     assert line["residual"] == pytest.approx(0.04)
+    assert accuracy.expected_dice({"one": rows(0.0)})[1] == {}

@@ -175,8 +175,12 @@ class Engine:
         start = time.perf_counter()
         measured = reliability.measure(tallies, self.package)
         ranges = self.package.reliability.get("volume_ml")
+        said = volumes[0].modality
+        ct = said == "CT" if said else self.package.modality == ("CT",)  # as `checks` takes it
         findings += reliability.check_tested(wanted, self.package)
-        findings += reliability.check_result(result, wanted, measured, places, ranges_ml=ranges, image=volumes[0])
+        findings += reliability.check_result(
+            result, wanted, measured, places, ranges_ml=ranges, image=volumes[0], ct=ct
+        )
         run.clock("reliability", start)
         run.timings["total"] = round(time.perf_counter() - begin, 4)
         return replace(

@@ -1,22 +1,33 @@
-"""Where a field of view ends: at the sides of the image, and in CT where the reconstruction left it blank."""
+"""Where a field of view ends: at the sides of the image, at planes padded on to it, at the circle that a CT was made in."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slice3d.errors import InputError
 from slice3d.volume import Segmentation, Volume
 
-EDGE = "edge of the reconstruction"
+EDGE = "circular edge"
 _PADDED_MM = 1.5  # thickest voxel that may be left out at the border of the field of view
-_LOOK_MM = 3.0  # networks leave out a voxel or two beside blank ones; skin, fat and muscle over an organ are thicker
+_REACH_MM = 4.0  # or two voxels: networks leave out as much beside blank ones; skin, fat and muscle are thicker
 _BLANK_HU = -500.0
+_RINGING_HU = 2.5  # around blank, after compression or interpolation
 _BLANK_SHARE = 0.1  # of the image's rim that is one value: air varies
+_LOOK_MM = 1.5
+_ARC_MM = 2.0
+_LEAST_ARC = 1 / 5  # of a circle that has to be seen
+_FULL = 0.25  # of the first plane behind padded ones is not padding: an organ that was masked begins with less
+
+Array = NDArray[Any]
 
 
-def sides(result: Segmentation) -> dict[str, NDArray[np.float64]]:
+def sides(result: Segmentation, image: Volume | None = None) -> dict[str, NDArray[np.float64]]:
     """Side of the field of view → mm² that each label value covers of it.
 
+    image: what was segmented, same grid; planes of one value that were padded on to it are no part of the field of view.
     Networks may leave out the outermost voxels, beside which they see padding: where fine ones are empty, the next count.
     """
     grid, labels = result.grid, result.labels
@@ -26,60 +37,110 @@ def sides(result: Segmentation) -> dict[str, NDArray[np.float64]]:
         area = float(np.prod([s for n, s in enumerate(grid.spacing_mm) if n != axis]))
         for last in (False, True):
             depth = min(2 if grid.spacing_mm[axis] <= _PADDED_MM else 1, labels.shape[axis])
-            planes = np.moveaxis(labels, axis, 0)[:: -1 if last else 1][:depth]
+            order = slice(None, None, -1 if last else 1)
+            padded = 0 if image is None else _padded(np.moveaxis(image.data, axis, 0)[order])
+            planes = np.moveaxis(labels, axis, 0)[order][padded : padded + depth]
             counts = [np.bincount(plane.ravel(), minlength=most) for plane in planes]
             found[grid.end(axis, last)] = np.where(counts[0] > 0, counts[0], counts[-1]).astype(np.float64) * area
     return found
 
 
-def beside_blank(result: Segmentation, image: Volume) -> NDArray[np.float64]:
-    """mm² that each label value covers of the edge of what was reconstructed: scanners leave the rest of a slice blank.
+def _padded(planes: Array) -> int:
+    """How many of the first planes are padding: all of them one value, and the plane behind them is mostly something else."""
+    value = planes[0, 0, 0]
+    for n, plane in enumerate(planes):
+        other = np.count_nonzero(plane[::2, ::2] != value)
+        if other:
+            full = other >= _FULL * plane[::2, ::2].size
+            return n if full else 0
+    return 0
 
-    Blank is what has the commonest value of the axial slices' rims, if that is below −500 HU and a tenth of them has it, and
-    is connected with the rim within its slice: gas in a bowel is not. Looked at every 3 mm. Organs only, please: skin is
-    always beside something blank. Images other than CT have no such edge: in them background can be what was masked.
+
+def beside_circle(result: Segmentation, ct: Volume) -> NDArray[np.float64]:
+    """mm² that each label value covers of the circular edge of a CT's reconstruction, beyond which slices are blank.
+
+    ct: what was segmented, same grid. An edge is covered where a label lies within 4 mm or two voxels of it. Blank is the commonest value
+    of the axial slices' rims, if that is no more than −500 HU and a tenth of them has it; it has to be so in every slice, and
+    to end in a circle: what ends otherwise was masked. Organs only: skin may lie beside it. Raises `InputError` when the grids differ.
     """
+    grid, out = result.grid, np.zeros(int(result.labels.max(initial=0)) + 1)
+    if ct.data.shape != result.labels.shape:
+        raise InputError(f"labels of {result.labels.shape} voxels and a CT of {ct.data.shape}; expected one grid")
+    up = grid.world_axes.index(2)
+    values, labels = (np.moveaxis(array, up, 2) for array in (ct.data, result.labels))
+    height, *spacing = grid.spacing_mm[up], *(s for axis, s in enumerate(grid.spacing_mm) if axis != up)
+    circle = _circle(values, (spacing[0], spacing[1]), max(1, round(_LOOK_MM / height), values.shape[2] // 50))
+    if circle is None:
+        return out
+    centre, radius = circle
+    x, y = ((np.arange(n) * s - c).astype(np.float32) for n, s, c in zip(values.shape, spacing, centre, strict=False))
+    away = np.hypot(x[:, None], y)
+    ring = (away > radius - max(_REACH_MM, 2 * max(spacing))) & (away < radius + max(spacing))
+    angle = np.arctan2(*np.broadcast_arrays(y, x[:, None]))[ring]
+    bins = max(8, round(2 * np.pi * radius / max(_ARC_MM, 2 * max(spacing))))
+    place = np.minimum(((angle + np.pi) / (2 * np.pi) * bins).astype(int), bins - 1)
+    order = np.argsort(place, kind="stable")
+    starts = np.flatnonzero(np.diff(place[order], prepend=-1))
+    near = labels[ring][order]
+    for value in np.unique(near):
+        if value:
+            out[value] = np.count_nonzero(np.logical_or.reduceat(near == value, starts, axis=0))
+    return out * (2 * np.pi * radius / bins) * height
+
+
+def _circle(values: Array, spacing_mm: tuple[float, float], every: int) -> tuple[tuple[float, float], float] | None:
+    """(centre, radius) in mm from the first voxel's centre of what is not blank, the same in `every`-th slice."""
     from scipy import ndimage
 
-    grid = result.grid
-    out = np.zeros(int(result.labels.max(initial=0)) + 1)
-    if image.modality != "CT":
-        return out
-    up = grid.world_axes.index(2)
-    steps = [max(1, round(_LOOK_MM / s)) for s in grid.spacing_mm]
-    thin = tuple(slice(None, None, step) for step in steps)
-    across = [axis for axis in range(3) if axis != up]
-    values, labels = (np.moveaxis(array[thin], up, 2) for array in (image.data, result.labels))
-    blank = _blank(values)
-    if not blank.any():
-        return out
-    within = np.zeros((3, 3, 3), bool)
-    within[:, 1, 1] = within[1, :, 1] = True
-    parts, count = ndimage.label(blank, structure=within)
-    outer = np.zeros(count + 1, bool)
-    for rim in _rims(parts):
-        outer[rim] = True
-    outer[0] = False
-    blank = outer[parts]
-    for axis in (0, 1):
-        height = grid.spacing_mm[up] * steps[up]
-        area = height * grid.spacing_mm[across[1 - axis]] * steps[across[1 - axis]]
-        a, b = (np.moveaxis(array, axis, 0) for array in (labels, blank))
-        for inside, there, beyond in ((a[1:], b[1:], b[:-1]), (a[:-1], b[:-1], b[1:])):
-            out += np.bincount(inside[beyond & ~there], minlength=len(out)) * area
-    return out * np.pi / 4  # faces of voxels overstate an edge that runs in all directions by 4/π
-
-
-def _blank(values: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """(i, j, slices) bool: what has the value that rims of slices are left blank with."""
-    rim = np.concatenate([side.ravel() for side in _rims(values)])
+    steps = [max(1, round(_LOOK_MM / s)) for s in spacing_mm]
+    values = values[:: steps[0], :: steps[1], ::every]
+    pixel = [n * s for n, s in zip(steps, spacing_mm, strict=True)]
+    rim = np.concatenate([side.ravel() for side in (values[0], values[-1], values[:, 0], values[:, -1])])
     found, counts = np.unique(rim, return_counts=True)
     commonest = int(counts.argmax())
-    if found[commonest] > _BLANK_HU or counts[commonest] < _BLANK_SHARE * len(rim):
-        return np.zeros(values.shape, bool)
-    out: NDArray[np.bool_] = values == found[commonest]
-    return out
+    if not found[commonest] <= _BLANK_HU or counts[commonest] < _BLANK_SHARE * len(rim):
+        return None
+    low, high = (float(found[commonest]) + sign * _RINGING_HU for sign in (-1, 1))
+    if values.dtype.kind in "iu":  # compared as floats they take ten times as long
+        low, high = int(np.ceil(max(low, np.iinfo(values.dtype).min))), int(np.floor(high))
+    blank = ((values >= low) & (values <= high)).all(axis=2)
+    # air beside a couch can be clipped to the same value in every slice: its lines go, what is left of it is outvoted
+    blank = ndimage.binary_opening(np.pad(blank, 2, mode="edge"), np.ones((3, 3)))[2:-2, 2:-2]
+    at = np.argwhere(~blank & ndimage.binary_dilation(blank)) * pixel
+    fitted = _fitted(at, max(pixel))
+    return None if fitted is None else (fitted[:2], fitted[2] + min(pixel) / 2)
 
 
-def _rims(array: NDArray[np.generic]) -> list[NDArray[np.generic]]:
-    return [array[0], array[-1], array[:, 0], array[:, -1]]
+def _fitted(at: Array, tolerance: float) -> tuple[float, float, float] | None:
+    """(x, y, radius) of the circle that most of the points (n, 2) lie within `tolerance` of; None where it is not half of them.
+
+    Random sample consensus (Fischler and Bolles 1981, doi:10.1145/358669.358692), the same samples each time, and Kåsa's fit
+    to those that agree.
+    """
+    if len(at) < 20:
+        return None
+    middle = at.mean(axis=0)
+    points = at - middle
+    rng = np.random.default_rng(0)
+    few = points[rng.choice(len(points), min(len(points), 500), replace=False)]
+    trial = few[rng.integers(len(few), size=(400, 3))]
+    edges = 2 * (trial[:, 1:] - trial[:, :1])
+    square = (trial**2).sum(axis=2)
+    possible = np.abs(np.linalg.det(edges)) > 1e-6
+    trial, edges, square = trial[possible], edges[possible], square[possible]
+    centres = np.linalg.solve(edges, (square[:, 1:] - square[:, :1])[..., None])[..., 0]
+    radii = np.linalg.norm(trial[:, 0] - centres, axis=1)
+    off = np.abs(np.linalg.norm(few - centres[:, None], axis=2) - radii[:, None])
+    best = int(np.count_nonzero(off <= tolerance, axis=1).argmax())
+    (a, b), radius = (float(v) for v in centres[best]), float(radii[best])
+    for _ in range(3):
+        agree = np.abs(np.hypot(*(points - (a, b)).T) - radius) <= tolerance
+        x, y = points[agree].T
+        # x² + y² = 2 a x + 2 b y + c is linear in the centre (a, b)
+        terms = np.stack([2 * x, 2 * y, np.ones_like(x)], axis=1)
+        a, b, c = (float(v) for v in np.linalg.lstsq(terms, x**2 + y**2, rcond=None)[0])
+        radius = max(c + a**2 + b**2, 0.0) ** 0.5
+    arc = len(np.unique((np.arctan2(y - b, x - a) // np.deg2rad(5)).astype(int))) / 72
+    if np.count_nonzero(agree) < len(at) / 2 or arc < _LEAST_ARC:
+        return None
+    return float(middle[0]) + a, float(middle[1]) + b, radius

@@ -80,24 +80,26 @@ def check_result(
     *,
     ranges_ml: Mapping[str, Sequence[float]] | None = None,
     image: Volume | None = None,
+    ct: bool = False,
 ) -> list[Finding]:
     """Findings about every wanted structure. centres: structure → world RAS mm, of all the model found.
 
     ranges_ml: structure → (lowest, highest) volume that the model's own data make plausible, before the table of
-    `anatomy`. image: what was segmented, same grid: a CT shows where its reconstruction ends.
+    `anatomy`. image: what was segmented, same grid: shows what was padded. ct: it is one, and shows where its
+    reconstruction ends.
     """
     findings: list[Finding] = []
     whole = _counted(result.labels)
-    faces = field_of_view.sides(result)
-    blank = None if image is None else field_of_view.beside_blank(result, image)
+    faces = field_of_view.sides(result, image)
+    circle = field_of_view.beside_circle(result, image) if image is not None and ct else None
     for name in wanted:
         values = [v for v in result.values(name) if v < len(whole)]
         voxels = float(whole[values].sum())
         if not voxels:
             continue
         contact = {end: float(area[values].sum()) for end, area in faces.items()}
-        if blank is not None and _under_the_skin(name):
-            contact[field_of_view.EDGE] = float(blank[values].sum())
+        if circle is not None and _under_the_skin(name):
+            contact[field_of_view.EDGE] = float(circle[values].sum())
         cut = _cut(name, voxels * result.grid.voxel_volume_mm3, contact)
         findings += cut
         findings += _volume(result, name, voxels, bool(cut), (ranges_ml or {}).get(name))
@@ -132,6 +134,7 @@ def _counted(labels: NDArray[Any]) -> NDArray[np.int64]:
 
 def _under_the_skin(name: str) -> bool:
     """Whether it never lies beside air outside the body unless it is cut."""
+    name = anatomy.canonical(name)
     members = anatomy.GROUPS[name].members if name in anatomy.GROUPS else (name,)
     kinds = {anatomy.STRUCTURES[member].kind if member in anatomy.STRUCTURES else "unknown" for member in members}
     return kinds <= {"organ", "vessel", "brain"}

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from slice3d.errors import InputError
 from slice3d.grid import Grid
-from slice3d.inference.field_of_view import EDGE
+from slice3d.inference.field_of_view import EDGE, beside_circle
 from slice3d.inference.reliability import check_result
 from slice3d.resample import apply_moves, axis_moves, reorient
 from slice3d.volume import Segmentation, Volume
@@ -45,54 +46,108 @@ def scan(
     )
 
 
-def contact(image: Volume, result: Segmentation, name: str = "liver") -> float:
-    cut = [f for f in check_result(result, [name], {}, {}, image=image) if f.code == "organ-cut-by-field-of-view"]
+def contact(image: Volume, result: Segmentation, name: str = "liver", *, ct: bool = True) -> float:
+    found = check_result(result, [name], {}, {}, image=image, ct=ct)
+    cut = [f for f in found if f.code == "organ-cut-by-field-of-view"]
     return float(cut[0].details["contact_cm2"].get(EDGE, 0.0)) if cut else 0.0
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "PIL", "SLA"])
-@pytest.mark.parametrize("spacing", [(0.8, 4.0), (2.5, 2.5)])
+@pytest.mark.parametrize("spacing", [(0.8, 4.0), (0.98, 3.0), (2.5, 2.5)])
 def test_an_organ_that_the_circle_cuts_is_told_of(orientation: str, spacing: tuple[float, float]) -> None:
     image, result = scan(organ_to_mm=120, spacing=spacing)
+    expected = np.pi / 3 * RADIUS * HEIGHT * spacing[1] / 100
     axes, flips = axis_moves(image.grid, orientation)
     image = reorient(image, orientation)
     result = Segmentation(apply_moves(result.labels, axes, flips), image.grid, result.names)
-    expected = np.pi / 3 * RADIUS * HEIGHT * spacing[1] / 100
-    assert contact(image, result) == pytest.approx(expected, rel=0.12)
-    (finding,) = [f for f in check_result(result, ["liver"], {}, {}, image=image) if "cut" in f.code]
+    assert contact(image, result) == pytest.approx(expected, rel=0.08)
+    (finding,) = [f for f in check_result(result, ["liver"], {}, {}, image=image, ct=True) if "cut" in f.code]
     assert finding.severity == "warning"
-    assert "edge of the reconstruction" in finding.message
+    assert "liver is cut off by the field of view on its circular edge (" in finding.message
     # without the image nothing is known of it
     assert not [f for f in check_result(result, ["liver"], {}, {}) if "cut" in f.code]
 
 
-def test_an_organ_inside_the_circle_is_whole_though_a_voxel_may_be_left_out_at_an_edge_that_cuts() -> None:
-    image, result = scan(organ_to_mm=RADIUS - 8)
-    assert contact(image, result) == 0
-    image, result = scan(organ_to_mm=RADIUS - 1.5)
-    assert contact(image, result) > 20
+@pytest.mark.parametrize("spacing", [0.7, 0.8, 0.98, 1.5, 2.5])
+@pytest.mark.parametrize(("left_out_mm", "cut"), [(1.5, True), (2.5, True), (8.0, False)])
+def test_an_edge_cuts_though_a_network_left_out_what_touches_it(spacing: float, left_out_mm: float, cut: bool) -> None:
+    image, result = scan(organ_to_mm=RADIUS - left_out_mm, spacing=(spacing, 3.0))
+    expected = np.pi / 3 * RADIUS * HEIGHT * 3.0 / 100
+    assert contact(image, result) == pytest.approx(expected if cut else 0, rel=0.08)
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (40, -25)])
+def test_a_circle_that_the_image_shows_in_part_is_one(shift: tuple[int, int]) -> None:
+    image, result = scan(organ_to_mm=120)
+    part = tuple(slice(max(0, s), 250 + min(0, s)) for s in shift)
+    grid = Grid(image.data[part].shape, image.grid.affine)
+    cut = contact(
+        replace(image, data=image.data[part], grid=grid), Segmentation(result.labels[part], grid, {1: "liver"})
+    )
+    assert cut == pytest.approx(np.pi / 3 * RADIUS * HEIGHT * 4.0 / 100, rel=0.05)
+
+
+def test_blank_may_ring() -> None:
+    image, result = scan(organ_to_mm=120)
+    rng = np.random.default_rng(0)
+    ringing = image.data + np.where(image.data == -2000, rng.integers(-1, 2, image.data.shape), 0)
+    assert contact(replace(image, data=ringing.astype(np.float32)), result) > 40
 
 
 def test_air_around_a_patient_and_gas_within_are_no_edge() -> None:
     image, result = scan(organ_to_mm=RADIUS - 8, blank=-1000)
     gas = np.array(image.data)
     gas[(result.labels == 0) & (gas > -500)] = -1000  # as scans that were clipped have it: all of it the same value
-    i, j, _ = np.indices(gas.shape)
-    wall = np.hypot(i - 124.5, j - 124.5) * 0.8
-    gas[(wall > RADIUS - 6) & (wall < RADIUS)] = 40  # not connected with what is outside
     assert contact(replace(image, data=gas), result) == 0
+
+
+def test_a_mask_is_no_edge() -> None:
+    """An organ cut out of its CT, the rest set to the value of air."""
+    image, result = scan(organ_to_mm=RADIUS - 8, blank=-1000)
+    assert contact(replace(image, data=np.where(result.labels, image.data, -1024)), result) == 0
+    i, j, k = np.indices(image.data.shape)
+    egg = ((i - 120) / 80) ** 2 + ((j - 126) / 55) ** 2 + ((k - 10) / 9) ** 2 < 1
+    brain = Segmentation(egg.astype(np.uint8), image.grid, {1: "liver"})
+    assert contact(replace(image, data=np.where(egg, 30, -1024)), brain) == 0
 
 
 def test_only_ct_has_such_an_edge_and_only_air_varies() -> None:
     image, result = scan(organ_to_mm=120)
-    assert contact(replace(image, modality="MR"), result) == 0, "background may have been masked"
+    assert contact(image, result, ct=False) == 0, "background may have been masked"
     rng = np.random.default_rng(0)
     noisy = np.where(image.data == -2000, rng.normal(-1000, 15, image.data.shape), image.data).astype(np.int16)
     assert contact(replace(image, data=noisy), result) == 0
+    bright = np.where(image.data == -2000, 0, image.data)
+    assert contact(replace(image, data=bright), result) == 0
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("value", [-1024, 0])
+def test_padded_planes_are_no_part_of_the_field_of_view(axis: int, value: int) -> None:
+    labels = np.zeros((30, 28, 26), np.uint8)
+    labels[8:20, 8:20, 8:20] = 1
+    image = np.random.default_rng(0).normal(40, 20, labels.shape).astype(np.int16)
+    for planes in (np.moveaxis(array, axis, 0) for array in (image, labels)):
+        planes[:10] = 0
+    np.moveaxis(image, axis, 0)[:10] = value
+    grid = Grid(labels.shape, np.diag([3.0, 3.0, 3.0, 1.0]))
+    result, volume = Segmentation(labels, grid, {1: "liver"}), Volume(image, grid)
+    (cut,) = [f for f in check_result(result, ["liver"], {}, {}, image=volume) if "cut" in f.code]
+    assert cut.details["contact_cm2"] == {grid.end(axis, False): pytest.approx(144 * 9 / 100, abs=0.05)}
+    # an organ that was masked begins with a small part of its first plane
+    masked = Volume(np.where(labels, image, value).astype(np.int16), grid)
+    assert not [f for f in check_result(result, ["liver"], {}, {}, image=masked) if "cut" in f.code]
+
+
+def test_another_grid_is_refused() -> None:
+    image, result = scan(organ_to_mm=120)
+    with pytest.raises(InputError, match="expected one grid"):
+        beside_circle(replace(result, labels=result.labels[1:], grid=Grid((249, 250, 20), np.eye(4))), image)
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("kidneys", True), ("aorta", True), ("bone", False), ("body", False), ("thing", False)]
+    ("name", "told"),
+    [("kidneys", True), ("Liver", True), ("aorta", True), ("bone", False), ("body", False), ("thing", False)],
 )
 def test_what_may_lie_at_the_skin_is_not_judged(name: str, told: bool) -> None:
     image, result = scan(organ_to_mm=120)

@@ -33,7 +33,7 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 class Grown:
     """A structure that the network missed, marked by eye: the largest connected part of an HU window inside a box.
 
-    box: (first, last + 1) along i, j, k on the 3 mm grid of the prepared case.
+    box: (first, last + 1) along i, j, k on the 3 mm grid of outlines.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Checked:
 
     keep: structures whose refined outline is right. window_hu: structure → (lowest, highest) smoothed HU, where the
     automatic window was wrong. body: whether soft tissue that the network is sure is no organ may count as body.
-    aorta: a voxel (i, j, k) inside it, on the 3 mm grid of the prepared case, with the HU window of its blood, followed
+    aorta: a voxel (i, j, k) inside it, on the 3 mm grid of outlines, with the HU window of its blood, followed
     from slice to slice. grown: structures marked by eye. leaks: (structure, box in which its outline is wrong);
     it stays open there. tubes, drawn: vessels and organs marked by eye. sinus_hu: kidneys are no darker than this outside of `cyst`: what
     lies in their sinus is no kidney. contrast: bright blobs too thick for bone are contrast medium (not where femoral heads are).
@@ -175,7 +175,7 @@ def confirmed_case(case: Case) -> Case:
     if outlines.shape != case.labels.shape:
         raise InputError(
             f"the confirmed outlines of {case.name} are {outlines.shape} voxels, the prepared case {case.labels.shape}; "
-            "prepare it anew at 3 mm from the project's data"
+            "prepare outlines/ruled anew from the project's data"
         )
     # body was confirmed before heart, gut and the like were told apart from it
     known = np.where(outlines == VALUES["body"], NO_ORGAN, outlines)

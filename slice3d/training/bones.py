@@ -26,7 +26,7 @@ _LARGEST_CM2 = 20.0
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What the eye adds for one case. Boxes are (first, last + 1) along i, j, k of the 3 mm grid.
+    """What the eye adds for one case. Boxes are (first, last + 1) along i, j, k of the 3 mm grid of outlines.
 
     not_bone: bright, but contrast medium, calcified vessels or metal. open: left undecided. spongy: box and HU above which
     everything in it is bone: vertebral bodies without a visible shell. flat: in each axial slice the convex hull of every

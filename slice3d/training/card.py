@@ -10,7 +10,7 @@ from slice3d.training.cases import LABELLED, MAPS, UNLABELLED
 from slice3d.training.export import CardFacts
 from slice3d.training.structures import GROUPS
 
-VERSION = "0.9.0"
+VERSION = "0.10.0"
 TISSUES = (
     {"name": "air", "labels": [0], "components": 2},
     {"name": "body", "labels": [9], "components": 6},

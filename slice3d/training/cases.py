@@ -93,7 +93,7 @@ def respaced(image: Array, spacing_mm: tuple[float, ...], target_mm: tuple[float
     # a Gaussian of this width turns the finer sampling into about the coarser one's box average
     sigma = np.sqrt(np.maximum(ratio**2 - 1, 0)) * 0.35
     smooth = ndimage.gaussian_filter(image.astype(np.float32), sigma, mode="nearest")
-    return _zoomed(smooth, ratio, order=1)
+    return _zoomed(smooth, spacing_mm, target_mm)
 
 
 def respaced_labels(labels: Array, spacing_mm: tuple[float, ...], target_mm: tuple[float, ...]) -> Array:
@@ -105,7 +105,7 @@ def respaced_labels(labels: Array, spacing_mm: tuple[float, ...], target_mm: tup
     best: Array | None = None
     out: Array | None = None
     for value in np.unique(labels):
-        share = _zoomed(ndimage.gaussian_filter((labels == value).astype(np.float32), sigma), ratio, order=1)
+        share = _zoomed(ndimage.gaussian_filter((labels == value).astype(np.float32), sigma), spacing_mm, target_mm)
         if best is None or out is None:
             best, out = share, np.full(share.shape, value, np.uint8)
         else:
@@ -116,12 +116,22 @@ def respaced_labels(labels: Array, spacing_mm: tuple[float, ...], target_mm: tup
     return out
 
 
-def _zoomed(array: Array, ratio: Array, *, order: int) -> Array:
+def _zoomed(array: Array, spacing_mm: tuple[float, ...], target_mm: tuple[float, ...]) -> Array:
+    ratio = np.asarray(target_mm) / np.asarray(spacing_mm)
+    shape = tuple(max(1, int(np.ceil(n / r - 1e-3))) for n, r in zip(array.shape, ratio, strict=True))
+    return onto(array, spacing_mm, shape, target_mm)
+
+
+def onto(image: Array, spacing_mm: tuple[float, ...], shape: tuple[int, ...], target_mm: tuple[float, ...]) -> Array:
+    """The image on a grid of `shape` voxels of `target_mm` that begins at the same corner: between its voxels linearly.
+
+    Whole numbers are rounded down to whole numbers: give it floats.
+    """
     from scipy import ndimage
 
-    shape = tuple(max(1, int(np.ceil(n / r - 1e-3))) for n, r in zip(array.shape, ratio, strict=True))
+    ratio = np.asarray(target_mm) / np.asarray(spacing_mm)
     out: Array = ndimage.affine_transform(
-        array, ratio, offset=(ratio - 1) / 2, output_shape=shape, order=order, mode="nearest"
+        image, ratio, offset=(ratio - 1) / 2, output_shape=shape, order=1, mode="nearest"
     )
     return out
 

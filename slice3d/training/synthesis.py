@@ -116,44 +116,50 @@ def _signed_distance(mask: Array, spacing_mm: float) -> Array:
     return out
 
 
-def synthesise(atlas: Atlas, *, seed: int, shape: tuple[int, int, int], deformation: Deformation | None = None) -> Case:
-    """One CT of `shape` voxels at twice the atlas's spacing, painted from a warped crop of the atlas.
+def synthesise(
+    atlas: Atlas, *, seed: int, shape: tuple[int, int, int], spacing_mm: float | None = None,
+    deformation: Deformation | None = None,
+) -> Case:  # fmt: skip
+    """One CT of `shape` voxels, painted on voxels of half their size from a warped crop of the atlas.
 
-    The same seed gives the same case.
+    spacing_mm: of the case; twice the atlas's where it is None. The same seed gives the same case; at another spacing the
+    same patient in the same place (but for lesions), through another scanner: its blur and noise are drawn in voxels.
     """
     rng = np.random.default_rng(seed)
     fine = (2 * shape[0], 2 * shape[1], 2 * shape[2])
-    grid = _sampling_grid(atlas, fine, rng, deformation or Deformation())
+    spacing = spacing_mm or 2 * atlas.spacing_mm
+    half = spacing / 2
+    grid = _sampling_grid(atlas, fine, half, rng, deformation or Deformation())
     labels = _sample(atlas.labels, grid, "nearest").astype(np.int64)
     depth = _sample(atlas.depth, grid, "nearest") * np.float32(DEPTH_UNIT_MM)
     coarse = grid[:, ::2, ::2, ::2]
     outline, cavity = (_doubled(_sample(a, coarse, "bilinear")) for a in (atlas.outline_mm, atlas.cavity_mm))
     beyond = _doubled((coarse.abs() > 1.0).any(dim=-1)[0].numpy().transpose(2, 1, 0).astype(np.float32)) > 0.5
-    hu, body = _paint(labels, depth, outline, cavity, atlas.spacing_mm, rng)
+    hu, body = _paint(labels, depth, outline, cavity, half, rng)
     classes = mapped(labels, "totalsegmentator-v2")
     classes[body & (classes == 0)] = VALUES["body"]
     if rng.random() < 0.5:
-        insert_lesions(hu, classes, VALUES["liver"], VALUES["liver_tumor"], (atlas.spacing_mm,) * 3, rng)
+        insert_lesions(hu, classes, VALUES["liver"], VALUES["liver_tumor"], (half,) * 3, rng)
     hu[beyond], classes[beyond] = -1000.0, 0
     pooled = torch.nn.functional.avg_pool3d(torch.from_numpy(hu)[None, None], 2)[0, 0].numpy()
-    image = _acquire(pooled, _pooled_labels(classes), 2 * atlas.spacing_mm, rng)
-    spacing = 2 * atlas.spacing_mm
+    image = _acquire(pooled, _pooled_labels(classes), spacing, rng)
     return Case(f"{atlas.name}-{seed}", image, _pooled_labels(classes), (spacing, spacing, spacing))
 
 
 def _sampling_grid(
-    atlas: Atlas, shape: tuple[int, int, int], rng: np.random.Generator, how: Deformation
+    atlas: Atlas, shape: tuple[int, int, int], spacing_mm: float, rng: np.random.Generator, how: Deformation
 ) -> torch.Tensor:
-    """(1, K, J, I, 3) coordinates for `grid_sample` on arrays stored (k, j, i): x along i."""
+    """(1, K, J, I, 3) coordinates for `grid_sample` on arrays stored (k, j, i): x along i. spacing_mm: of the samples."""
     size = np.array(atlas.labels.shape, float)
-    room = np.maximum(size - shape, 0) / 2
+    step = spacing_mm / atlas.spacing_mm
+    room = np.maximum(size - np.array(shape) * step, 0) / 2
     centre = size / 2 + rng.uniform(-1, 1, 3) * room * (0.3, 0.3, 1.0)
     angles = np.deg2rad(rng.normal(0, how.rotation_deg / 2, 3))
     scale = np.exp(rng.normal(0, how.scale) + rng.normal(0, how.scale / 2, 3))
-    matrix = _rotation(angles) @ np.diag(1 / scale)
+    matrix = _rotation(angles) @ np.diag(step / scale)
     axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in shape]
     points = torch.stack(torch.meshgrid(axes[2], axes[1], axes[0], indexing="ij")[::-1], dim=-1)
-    cells = [max(4, int(n * atlas.spacing_mm / how.grid_mm) + 3) for n in shape[::-1]]
+    cells = [max(4, int(n * spacing_mm / how.grid_mm) + 3) for n in shape[::-1]]
     wobble = torch.from_numpy(rng.normal(0, how.elastic_mm / atlas.spacing_mm, (1, 3, *cells)).astype(np.float32))
     shift = torch.nn.functional.interpolate(wobble, size=shape[::-1], mode="trilinear", align_corners=True)[0]
     points = points @ torch.from_numpy(matrix.T.astype(np.float32)) + shift.permute(1, 2, 3, 0)
@@ -301,7 +307,8 @@ def _paint_bones(
     thickness = rng.uniform(0.7, 3.0) * (1 + rng.uniform(0, 0.5) * medium)
     compact = means["compact"] * (1 + rng.uniform(0, 0.3) * slow)
     compact = np.maximum(compact, marrow)
-    # a shell thinner than a voxel weighs as much as it fills
+    # a shell thinner than a voxel weighs as much as it fills; where voxels are smaller than the steps that `depth` came in,
+    # by their difference less than that: 0.25 mm for the cases of `ct-torso`
     share = np.clip((thickness - depth[bone]) / spacing_mm + 1, 0, 1)
     hu[bone] = share * compact + (1 - share) * marrow
 

@@ -1,4 +1,4 @@
-"""The recipe of `ct-torso`: cases, synthesis, three stages, the last one without each held-out case in turn, the package."""
+"""The recipe of `ct-torso`: cases, synthesis, two stages, the second one without each held-out case in turn, the package."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from slice3d.errors import InputError
 from slice3d.progress import Progress, silent
@@ -15,15 +17,12 @@ from slice3d.training.bones import SEEN, whole_bones
 from slice3d.training.cases import Case
 from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
 from slice3d.training.structures import CONTEXT, LABELS, VALUES
-from slice3d.training.torso_pool import COARSE_MM, FINE_MM, SHARP_MM, prepare_pool
+from slice3d.training.torso_pool import COARSE_MM, FINE_MM, OUTLINES_MM, prepare_pool
 
 HELD_OUT = ("s0009", "spl")
-COARSE_MIX = {"coarse/labelled": 0.12, "coarse/confirmed": 0.26, "coarse/ruled": 0.06, "coarse/synth": 0.50,
-              "coarse/phantom": 0.06}  # fmt: skip
-LONG_MIX = {"fine/labelled": 0.14, "fine/confirmed": 0.38, "fine/synth": 0.36, "fine/phantom": 0.12}
-FINAL_MIX = {"sharp/labelled": 0.12, "sharp/confirmed": 0.22, "fine/labelled": 0.08, "fine/confirmed": 0.14,
-             "fine/synth": 0.30, "fine/phantom": 0.14}  # fmt: skip
-"""How often each kind of case is drawn, in the three stages: folders of the pool and their shares."""
+COARSE_MIX = {"coarse/labelled": 0.12, "coarse/confirmed": 0.30, "coarse/synth": 0.50, "coarse/phantom": 0.08}
+FINE_MIX = {"fine/labelled": 0.18, "fine/confirmed": 0.32, "fine/synth": 0.38, "fine/phantom": 0.12}
+"""How often each kind of case is drawn, in the two stages: folders of the pool and their shares."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ class Recipe:
     synthetic: int = 143
     phantoms: int = 48
     coarse_steps: int = 5500
-    long_steps: int = 9000
-    final_steps: int = 16000
+    fine_steps: int = 9000
     held_out: tuple[str, ...] = HELD_OUT
     workers: int = 0
     threads: int = 1
@@ -68,43 +66,35 @@ def coarse_settings(recipe: Recipe) -> TrainSettings:
     )  # fmt: skip
 
 
-def long_settings(recipe: Recipe) -> TrainSettings:
-    """3 mm voxels: where its borders are. Narrow fields of view are common in what people send."""
+def fine_settings(recipe: Recipe) -> TrainSettings:
+    """2.5 mm voxels, at which the package runs. Narrow fields of view are common in what people send."""
     return TrainSettings(
-        **_NETWORK, patch_size=(112, 80, 80), spacing_mm=FINE_MM, steps=recipe.long_steps,
-        augment=replace(_AUGMENT, cut_field_of_view=0.35), workers=recipe.workers, threads=recipe.threads, lr=8e-4,
-        lr_end=1e-4, warmup=60, ema=0.995, seed=5, validate_every=1000,
+        **_NETWORK, patch_size=(112, 80, 80), spacing_mm=FINE_MM, steps=recipe.fine_steps,
+        augment=replace(_AUGMENT, cut_field_of_view=0.35), workers=recipe.workers, threads=recipe.threads, lr=1e-3,
+        lr_end=1e-5, warmup=60, ema=0.995, seed=5, validate_every=1000,
     )  # fmt: skip
 
 
-def final_settings(recipe: Recipe) -> TrainSettings:
-    """2.5 mm, at which the package runs, with more of the labelled scans; the learning rate falls to nothing.
-
-    What the pool holds at 3 mm is taken for patients a sixth smaller; painting it anew at 2.5 mm was not tried.
-    """
-    return replace(
-        long_settings(recipe), spacing_mm=SHARP_MM, steps=recipe.final_steps, lr=1e-3, lr_end=1e-5, warmup=20, seed=7
-    )
-
-
 def guessed_outlines(
-    checkpoint: Path, settings: TrainSettings, pool: Path, checked: Mapping[str, Checked]
+    checkpoint: Path, settings: TrainSettings, data: Path, checked: Mapping[str, Checked]
 ) -> list[Case]:
-    """A network's outlines on the CTs without labels, as `checked` has them refined: to be looked at, then stored."""
+    """A network's outlines on the CTs without labels, as `checked` has them refined: to be looked at, then stored.
+
+    The network sees voxels of `settings.spacing_mm`; the cases are those of `outlines/ruled`, on the grid of `OUTLINES_MM`.
+    """
     from slice3d.training.loop import averaged_network
     from slice3d.training.validate import probabilities
 
-    if settings.spacing_mm != FINE_MM:
-        raise InputError(
-            f"a network of {settings.spacing_mm} mm; expected one of {FINE_MM} mm, as the outlines are (long_settings)"
-        )
     network = averaged_network(checkpoint, settings)
     found = []
     for name, confirmed in checked.items():
-        case = cases.load_case(pool / "fine" / "ruled", name)
-        shares = probabilities(network, case.image, settings, overlap=0.4).numpy()
-        refined = refine(case, shares, confirmed)
-        found.append(replace(refined, labels=whole_bones(refined, shares, SEEN[name])))
+        seen, whole = (cases.unlabelled_case(data, name, spacing_mm=mm) for mm in (settings.spacing_mm, OUTLINES_MM))
+        shares = probabilities(network, seen.image, settings, overlap=0.4).numpy()
+        box = cases.body_box(whole)
+        moved = np.stack([cases.onto(share, seen.spacing_mm, whole.image.shape, OUTLINES_MM)[box] for share in shares])
+        case = cases.cropped_to_body(whole)
+        refined = refine(case, moved, confirmed)
+        found.append(replace(refined, labels=whole_bones(refined, moved, SEEN[name])))
     return found
 
 
@@ -114,8 +104,8 @@ def train_torso(
 ) -> Path:  # fmt: skip
     """Run the recipe and return the package's folder. Each part goes on where an interrupted run left it.
 
-    The first two stages see no held-out case; the last one is run once without each of them. All these networks ship, as
-    the folds of one package: each held-out case can be scored by the one network that never saw it.
+    The first stage sees no held-out case; the second one is run once without each of them. All these networks ship, as the
+    folds of one package: each held-out case can be scored by the one network that never saw it.
     """
     from slice3d.training.card import VERSION, package_facts
     from slice3d.training.crops import Pool
@@ -129,10 +119,10 @@ def train_torso(
         raise InputError("no held-out case; expected at least one: each network of the package leaves one out")
     pool = out / f"pool-{VERSION}"  # other versions label the same cases in another way
     prepare_pool(data, pool, synthetic=recipe.synthetic, phantoms=recipe.phantoms, progress=progress)
-    coarse, long, final = (make(recipe) for make in (coarse_settings, long_settings, final_settings))
+    coarse, fine = coarse_settings(recipe), fine_settings(recipe)
     report(
-        f"{coarse.steps} steps at {COARSE_MM[0]} mm, {long.steps} at {FINE_MM[0]} mm, then {final.steps} at {SHARP_MM[0]} mm without each "
-        f"of {', '.join(recipe.held_out)}"
+        f"{coarse.steps} steps at {COARSE_MM[0]} mm, then {fine.steps} at {FINE_MM[0]} mm without each of "
+        f"{', '.join(recipe.held_out)}"
     )
 
     def train(name: str, how: TrainSettings, mix: Mapping[str, float], without: tuple[str, ...]) -> Path:
@@ -143,11 +133,9 @@ def train_torso(
         return fit(drawn, how, out / name, validate=watch, processes=processes, progress=progress)
 
     first = train("coarse", coarse, COARSE_MIX, recipe.held_out)
-    warm_start(first, out / "long")
-    second = train("long", long, LONG_MIX, recipe.held_out)
     last = []
     for name in recipe.held_out:
-        warm_start(second, out / f"without-{name}")
-        last.append(train(f"without-{name}", final, FINAL_MIX, (name,)))
-    draw_stages([out / "coarse", out / "long", out / f"without-{recipe.held_out[0]}"], out / "learning-curves.png")
-    return export(last, final, package_facts(recipe.held_out), out / "package")
+        warm_start(first, out / f"without-{name}")
+        last.append(train(f"without-{name}", fine, FINE_MIX, (name,)))
+    draw_stages([out / "coarse", out / f"without-{recipe.held_out[0]}"], out / "learning-curves.png")
+    return export(last, fine, package_facts(recipe.held_out), out / "package")

@@ -1,8 +1,7 @@
 """The cases that `ct-torso` learns from: real, painted from label maps and phantoms, at the voxel sizes of its stages.
 
-`fine` holds them all at 3 mm, `coarse` the same ones at 4.5 mm; `sharp` holds the real ones at 2.5 mm once more, made
-from the original images, which show more than an enlarged crop of 3 mm; labels of cases that came with some are of the
-original ones too, confirmed outlines are those of 3 mm enlarged.
+`fine` holds them all at 2.5 mm, `coarse` the same ones at 4.5 mm. `outlines` holds, at 3 mm, the CTs that came without
+labels as rules on HU label them: the grid that their outlines were confirmed on, to be enlarged for the other levels.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from slice3d.training.annotate import confirmed_case
 from slice3d.training.cases import LABELLED, MAPS, UNLABELLED, Case
 from slice3d.training.synthesis import Atlas, Deformation
 
-FINE_MM = (3.0, 3.0, 3.0)
+FINE_MM = (2.5, 2.5, 2.5)
 COARSE_MM = (4.5, 4.5, 4.5)
-SHARP_MM = (2.5, 2.5, 2.5)
+OUTLINES_MM = (3.0, 3.0, 3.0)
 ORDER = ("s0011", "s0001", "s0004", "s0006", "s0011", "s0004", "s0001", "s0011", "s0004", "s0006", "s0000", "s0011",
          "s0004")  # fmt: skip
 """Which label map synthetic case n is painted from (n modulo the length): whole trunks more often."""
@@ -34,39 +33,39 @@ def synthetic_case(atlas: Atlas, number: int) -> Case:
 
     rng = np.random.default_rng(10_000 + number)
     shape = (
-        int(rng.integers(56, 68)) * 2,
-        int(rng.integers(44, 52)) * 2,
-        int(rng.choice([32, 48, 56, 64])) * 2,
+        int(rng.integers(67, 82)) * 2,
+        int(rng.integers(53, 63)) * 2,
+        int(rng.choice([38, 58, 67, 77])) * 2,
     )
-    return cases.cropped_to_body(synthesise(atlas, seed=number, shape=shape, deformation=_WARP))
+    made = synthesise(atlas, seed=number, shape=shape, spacing_mm=FINE_MM[0], deformation=_WARP)
+    return cases.cropped_to_body(made)
 
 
 def prepare_pool(
     data: Path, folder: Path, *, synthetic: int, phantoms: int, progress: Progress = silent,
 ) -> None:  # fmt: skip
-    """Write `folder/<level>/<group>`: groups labelled, ruled, confirmed, synth and phantom; what is there is kept.
+    """Write `folder/<level>/<group>`: groups labelled, confirmed, synth and phantom, and `outlines/ruled`. What is there is
+    kept.
 
     synthetic, phantoms: how many. Raises `InputError` where `data` lacks a case.
     """
-    fine, work = _fine_cases(data, folder / "fine", synthetic, phantoms), []
-    for (group, name), make in fine.items():
-        work.append(("fine", group, name, make))
-        work.append(("coarse", group, name, partial(_coarser, folder / "fine" / group, name)))
-    for name in LABELLED:
-        work.append(("sharp", "labelled", name, partial(cases.labelled_case, data, name, spacing_mm=SHARP_MM)))
-    for name in UNLABELLED:
-        work.append(("sharp", "confirmed", name, partial(_sharper, data, folder / "fine" / "ruled", name)))
-    for done, (level, group, name, make) in enumerate(work):
-        if not (folder / level / group / f"{name}.json").exists():
-            case = make()
-            cases.save(case if level == "coarse" else cases.cropped_to_body(case), folder / level / group)
+    outlines = folder / "outlines" / "ruled"
+    work: list[tuple[Path, str, Callable[[], Case]]] = [
+        (outlines, name, partial(_ruled, data, name)) for name in UNLABELLED
+    ]
+    for (group, name), make in _fine_cases(data, outlines, synthetic, phantoms).items():
+        work.append((folder / "fine" / group, name, make))
+        work.append((folder / "coarse" / group, name, partial(_coarser, folder / "fine" / group, name)))
+    for done, (where, name, make) in enumerate(work):
+        if not (where / f"{name}.json").exists():
+            cases.save(make(), where)
         progress("preparing cases", (done + 1) / len(work))
 
 
 def _fine_cases(
-    data: Path, folder: Path, synthetic: int, phantoms: int
+    data: Path, outlines: Path, synthetic: int, phantoms: int
 ) -> Mapping[tuple[str, str], Callable[[], Case]]:
-    """(group, name) → what makes the case at 3 mm."""
+    """(group, name) → what makes the case at `FINE_MM`."""
     from slice3d.training.phantoms import phantom_case
     from slice3d.training.synthesis import make_atlas
 
@@ -74,20 +73,22 @@ def _fine_cases(
     def atlas(name: str) -> Atlas:
         return make_atlas(name, cases.read(data / MAPS[name].labels)[0])
 
-    def confirmed(name: str) -> Case:
-        return confirmed_case(cases.load_case(folder / "ruled", name))
+    def labelled(name: str) -> Case:
+        return cases.cropped_to_body(cases.labelled_case(data, name, spacing_mm=FINE_MM))
+
+    def phantom(number: int) -> Case:
+        return cases.cropped_to_body(phantom_case(number, spacing_mm=FINE_MM))
 
     def painted(number: int) -> Case:
         return synthetic_case(atlas(ORDER[number % len(ORDER)]), number)
 
     out: dict[tuple[str, str], Callable[[], Case]] = {}
     for name in LABELLED:
-        out["labelled", name] = partial(cases.labelled_case, data, name, spacing_mm=FINE_MM)
+        out["labelled", name] = partial(labelled, name)
     for name in UNLABELLED:
-        out["ruled", name] = partial(cases.unlabelled_case, data, name, spacing_mm=FINE_MM)
-        out["confirmed", name] = partial(confirmed, name)
+        out["confirmed", name] = partial(_confirmed, data, outlines, name)
     for number in range(phantoms):
-        out["phantom", f"phantom-{number}"] = partial(phantom_case, number, spacing_mm=FINE_MM)
+        out["phantom", f"phantom-{number}"] = partial(phantom, number)
     for number in range(synthetic):
         out["synth", f"{ORDER[number % len(ORDER)]}-{number}"] = partial(painted, number)
     return out
@@ -100,9 +101,13 @@ def _coarser(folder: Path, name: str) -> Case:
     return Case(case.name, np.rint(image).astype(np.int16), labels, COARSE_MM)
 
 
-def _sharper(data: Path, folder: Path, name: str) -> Case:
-    whole, sharp = (cases.unlabelled_case(data, name, spacing_mm=mm) for mm in (FINE_MM, SHARP_MM))
-    return sharper_case(confirmed_case(cases.load_case(folder, name)), whole, sharp)
+def _ruled(data: Path, name: str) -> Case:
+    return cases.cropped_to_body(cases.unlabelled_case(data, name, spacing_mm=OUTLINES_MM))
+
+
+def _confirmed(data: Path, outlines: Path, name: str) -> Case:
+    whole, sharp = (cases.unlabelled_case(data, name, spacing_mm=mm) for mm in (OUTLINES_MM, FINE_MM))
+    return cases.cropped_to_body(sharper_case(confirmed_case(cases.load_case(outlines, name)), whole, sharp))
 
 
 def sharper_case(confirmed: Case, whole: Case, sharp: Case) -> Case:

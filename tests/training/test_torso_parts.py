@@ -121,6 +121,23 @@ def test_synthesis_keeps_sides_and_tissue_order_and_is_reproducible(atlas: objec
         assert set(np.unique(case.labels)) <= {0, *LABELS, *CONTEXT}
 
 
+@pytest.mark.parametrize("seed", [1, 3])
+def test_organs_lie_in_the_same_place_on_smaller_voxels(atlas: object, seed: int) -> None:
+    from slice3d.training.synthesis import synthesise
+
+    large = synthesise(atlas, seed=seed, shape=(56, 44, 30), spacing_mm=3.0)  # type: ignore[arg-type]
+    small = synthesise(atlas, seed=seed, shape=(84, 66, 45), spacing_mm=2.0)  # type: ignore[arg-type]
+    assert small.image.shape == (84, 66, 45)
+    assert small.spacing_mm == (2.0, 2.0, 2.0)
+    # lesions are put in anew
+    for values in ((VALUES["liver"], VALUES["liver_tumor"]), (VALUES["spleen"],)):
+        there = [np.isin(c.labels, values) for c in (large, small)]
+        ml = [mask.sum() * np.prod(c.spacing_mm) / 1000 for mask, c in zip(there, (large, small), strict=True)]
+        assert ml[1] == pytest.approx(ml[0], rel=0.04)
+        middles = [(np.argwhere(m).mean(0) + 0.5) * c.spacing_mm for m, c in zip(there, (large, small), strict=True)]
+        assert middles[1] == pytest.approx(middles[0], abs=0.5)
+
+
 def test_sinus_of_a_kidney_holds_more_than_fat_and_lime_lies_in_the_wall_of_an_aorta() -> None:
     from scipy import ndimage
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from slice3d.training import cases, torso_pool
+from slice3d.training.annotate import confirmed_case
 from slice3d.training.cases import Case
-from slice3d.training.torso import COARSE_MIX, FINAL_MIX, LONG_MIX
-from slice3d.training.torso_pool import FINE_MM, SHARP_MM, prepare_pool, sharper_case
+from slice3d.training.torso import COARSE_MIX, FINE_MIX
+from slice3d.training.torso_pool import FINE_MM, OUTLINES_MM, prepare_pool, sharper_case
 
 
 def patient(spacing: tuple[float, float, float], organ: bool) -> Case:
@@ -24,12 +25,12 @@ def patient(spacing: tuple[float, float, float], organ: bool) -> Case:
 
 
 def test_confirmed_outlines_lie_on_smaller_voxels_where_they_lay() -> None:
-    whole = patient(FINE_MM, organ=False)
-    confirmed = cases.cropped_to_body(patient(FINE_MM, organ=True))
+    whole = patient(OUTLINES_MM, organ=False)
+    confirmed = cases.cropped_to_body(patient(OUTLINES_MM, organ=True))
     assert confirmed.labels.shape != whole.labels.shape, "something is cropped"
-    case = sharper_case(confirmed, whole, patient(SHARP_MM, organ=False))
-    truth = patient(SHARP_MM, organ=True)
-    assert case.spacing_mm == SHARP_MM
+    case = sharper_case(confirmed, whole, patient(FINE_MM, organ=False))
+    truth = patient(FINE_MM, organ=True)
+    assert case.spacing_mm == FINE_MM
     assert case.image.shape == case.labels.shape
     same = tuple(slice(0, n) for n in case.labels.shape)
     for value in (1, 9):
@@ -46,20 +47,50 @@ def test_every_stage_draws_from_folders_of_the_pool_and_prepared_cases_are_kept(
     monkeypatch.setattr(torso_pool, "UNLABELLED", {"ct-20slices": cases.UNLABELLED["ct-20slices"]})
     monkeypatch.setattr(torso_pool, "ORDER", ("s0000",))
     prepare_pool(data, tmp_path, synthetic=1, phantoms=1)
-    for mix in (COARSE_MIX, LONG_MIX, FINAL_MIX):
+    for mix in (COARSE_MIX, FINE_MIX):
         assert sum(mix.values()) == pytest.approx(1)
         for group in mix:
             (path,) = (tmp_path / group).glob("*.json")
             case = cases.load_case(path.parent, path.stem)
-            assert case.spacing_mm[0] == {"coarse": 4.5, "fine": 3.0, "sharp": 2.5}[group.split("/")[0]]
+            assert case.spacing_mm[0] == {"coarse": 4.5, "fine": 2.5}[group.split("/")[0]]
             assert case.image.shape == case.labels.shape
-    # what the rules are sure of lies at the same place on both grids
-    fine, sharp = (cases.load_case(tmp_path / level / "confirmed", "ct-20slices") for level in ("fine", "sharp"))
-    for value in (1, 7):
-        volumes = [np.count_nonzero(c.labels == value) * np.prod(c.spacing_mm) for c in (fine, sharp)]
-        assert volumes[1] == pytest.approx(volumes[0], rel=0.05)
-        brightness = [c.image[c.labels == value].mean() for c in (fine, sharp)]
-        assert brightness[1] == pytest.approx(brightness[0], abs=12)
+    # liver and bone lie where they were confirmed
+    outlined = confirmed_case(cases.load_case(tmp_path / "outlines" / "ruled", "ct-20slices"))
+    for level in ("fine", "coarse"):
+        case = cases.load_case(tmp_path / level / "confirmed", "ct-20slices")
+        for value, volume, hu in ((1, 0.05, 12), (7, 0.15, 40)):
+            ml = [np.count_nonzero(c.labels == value) * np.prod(c.spacing_mm) / 1000 for c in (outlined, case)]
+            assert ml[1] == pytest.approx(ml[0], rel=volume)
+            brightness = [c.image[c.labels == value].mean() for c in (outlined, case)]
+            assert brightness[1] == pytest.approx(brightness[0], abs=hu)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
     prepare_pool(data, tmp_path, synthetic=1, phantoms=1)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")} == before
+
+
+def test_a_network_of_smaller_voxels_guesses_outlines_where_things_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from slice3d.training import annotate, bones, loop, torso, validate
+
+    def shares(network: object, image: np.ndarray, *_: object, **__: object) -> torch.Tensor:
+        out = np.zeros((12, *image.shape), np.float32)
+        out[1] = image == 120
+        return torch.from_numpy(out)
+
+    monkeypatch.setattr(cases, "unlabelled_case", lambda data, name, spacing_mm: patient(spacing_mm, organ=False))
+    monkeypatch.setattr(loop, "averaged_network", lambda checkpoint, settings: None)
+    monkeypatch.setattr(validate, "probabilities", shares)
+    monkeypatch.setattr(torso, "refine", lambda case, moved, confirmed: case)
+    monkeypatch.setattr(torso, "whole_bones", lambda case, moved, seen: (moved[1] > 0.5).astype(np.uint8))
+    monkeypatch.setattr(torso, "SEEN", {"one": bones.Skeleton()})
+    (guess,) = torso.guessed_outlines(
+        tmp_path, torso.fine_settings(torso.Recipe()), tmp_path, {"one": annotate.Checked()}
+    )
+    truth = cases.cropped_to_body(patient(OUTLINES_MM, organ=False))
+    organ = truth.image == 120
+    assert guess.labels.shape == organ.shape
+    assert 2 * np.count_nonzero(guess.labels & organ) / (guess.labels.sum() + organ.sum()) > 0.96
+    assert np.argwhere(guess.labels).mean(0) == pytest.approx(np.argwhere(organ).mean(0), abs=0.15)

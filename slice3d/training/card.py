@@ -84,7 +84,7 @@ def card_text(held_out: Sequence[str], scores: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "# ct-torso", "",
-            f"Liver, spleen, kidneys, lungs, bone, aorta, body and liver tumour on CT, 2.5 mm: {len(held)} 3D U-Nets whose "
+            f"Liver, spleen, kidneys, lungs, bone, aorta, body and liver tumour on CT, 2.2 mm: {len(held)} 3D U-Nets whose "
             "scores are averaged. Trained from very little: a handful of real scans and CT painted from label maps. Not a "
             "medical device: look at every outline before you use it.", "",
             "## Scores on cases they were not trained on", "",

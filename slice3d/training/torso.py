@@ -17,7 +17,7 @@ from slice3d.training.bones import SEEN, whole_bones
 from slice3d.training.cases import Case
 from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
 from slice3d.training.structures import CONTEXT, LABELS, VALUES
-from slice3d.training.torso_pool import COARSE_MM, FINE_MM, OUTLINES_MM, prepare_pool
+from slice3d.training.torso_pool import COARSE_MM, FINE_MM, OUTLINES_MM, WORKING_MM, prepare_pool
 
 HELD_OUT = ("s0009", "spl")
 COARSE_MIX = {"coarse/labelled": 0.12, "coarse/confirmed": 0.30, "coarse/synth": 0.50, "coarse/phantom": 0.08}
@@ -32,7 +32,7 @@ class Recipe:
     synthetic: int = 143
     phantoms: int = 48
     coarse_steps: int = 5500
-    fine_steps: int = 9000
+    fine_steps: int = 16000
     held_out: tuple[str, ...] = HELD_OUT
     workers: int = 0
     threads: int = 1
@@ -67,7 +67,7 @@ def coarse_settings(recipe: Recipe) -> TrainSettings:
 
 
 def fine_settings(recipe: Recipe) -> TrainSettings:
-    """2.5 mm voxels, at which the package runs. Narrow fields of view are common in what people send."""
+    """2.5 mm voxels. Narrow fields of view are common in what people send."""
     return TrainSettings(
         **_NETWORK, patch_size=(112, 80, 80), spacing_mm=FINE_MM, steps=recipe.fine_steps,
         augment=replace(_AUGMENT, cut_field_of_view=0.35), workers=recipe.workers, threads=recipe.threads, lr=1e-3,
@@ -138,4 +138,4 @@ def train_torso(
         warm_start(first, out / f"without-{name}")
         last.append(train(f"without-{name}", fine, FINE_MIX, (name,)))
     draw_stages([out / "coarse", out / f"without-{recipe.held_out[0]}"], out / "learning-curves.png")
-    return export(last, fine, package_facts(recipe.held_out), out / "package")
+    return export(last, replace(fine, spacing_mm=WORKING_MM), package_facts(recipe.held_out), out / "package")

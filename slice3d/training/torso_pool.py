@@ -21,6 +21,8 @@ from slice3d.training.synthesis import Atlas, Deformation
 FINE_MM = (2.5, 2.5, 2.5)
 COARSE_MM = (4.5, 4.5, 4.5)
 OUTLINES_MM = (3.0, 3.0, 3.0)
+WORKING_MM = (2.2, 2.2, 2.2)
+"""At which the package runs: a little finer than what it learnt from, which the scaled crops allow. Thin things gain by it."""
 ORDER = ("s0011", "s0001", "s0004", "s0006", "s0011", "s0004", "s0001", "s0011", "s0004", "s0006", "s0000", "s0011",
          "s0004")  # fmt: skip
 """Which label map synthetic case n is painted from (n modulo the length): whole trunks more often."""

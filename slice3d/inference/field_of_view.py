@@ -19,7 +19,10 @@ _BLANK_SHARE = 0.1  # of the image's rim that is one value: air varies
 _LOOK_MM = 1.5
 _ARC_MM = 2.0
 _LEAST_ARC = 1 / 5  # of a circle that has to be seen
-_FULL = 0.25  # of the first plane behind padded ones is not padding: an organ that was masked begins with less
+_FULL = 0.75  # of the first plane behind padded ones is something else: just less than a circle's share of its square
+_LARGE = 0.85  # a circle's diameter of the shorter side of its slices: what was masked lies inside, as a rule
+_LEAST_MM = 50.0  # and its radius: smaller things are masked organs
+_ROUND = 0.015  # of its radius: what half of its border may be off by
 
 Array = NDArray[Any]
 
@@ -59,9 +62,9 @@ def _padded(planes: Array) -> int:
 def beside_circle(result: Segmentation, ct: Volume) -> NDArray[np.float64]:
     """mm² that each label value covers of the circular edge of a CT's reconstruction, beyond which slices are blank.
 
-    ct: what was segmented, same grid. An edge is covered where a label lies within 4 mm or two voxels of it. Blank is the commonest value
+    ct: what was segmented, same grid. An edge is covered where a label lies within 4 mm or two voxels of it, at most 6 mm. Blank is the commonest value
     of the axial slices' rims, if that is no more than −500 HU and a tenth of them has it; it has to be so in every slice, and
-    to end in a circle: what ends otherwise was masked. Organs only: skin may lie beside it. Raises `InputError` when the grids differ.
+    to end in a circle about as wide as the slices: what ends otherwise was masked. Organs only: skin may lie beside it. Raises `InputError` when the grids differ.
     """
     grid, out = result.grid, np.zeros(int(result.labels.max(initial=0)) + 1)
     if ct.data.shape != result.labels.shape:
@@ -75,7 +78,7 @@ def beside_circle(result: Segmentation, ct: Volume) -> NDArray[np.float64]:
     centre, radius = circle
     x, y = ((np.arange(n) * s - c).astype(np.float32) for n, s, c in zip(values.shape, spacing, centre, strict=False))
     away = np.hypot(x[:, None], y)
-    ring = (away > radius - max(_REACH_MM, 2 * max(spacing))) & (away < radius + max(spacing))
+    ring = (away > radius - min(max(_REACH_MM, 2 * max(spacing)), 1.5 * _REACH_MM)) & (away < radius + max(spacing))
     angle = np.arctan2(*np.broadcast_arrays(y, x[:, None]))[ring]
     bins = max(8, round(2 * np.pi * radius / max(_ARC_MM, 2 * max(spacing))))
     place = np.minimum(((angle + np.pi) / (2 * np.pi) * bins).astype(int), bins - 1)
@@ -108,11 +111,14 @@ def _circle(values: Array, spacing_mm: tuple[float, float], every: int) -> tuple
     blank = ndimage.binary_opening(np.pad(blank, 2, mode="edge"), np.ones((3, 3)))[2:-2, 2:-2]
     at = np.argwhere(~blank & ndimage.binary_dilation(blank)) * pixel
     fitted = _fitted(at, max(pixel))
-    return None if fitted is None else (fitted[:2], fitted[2] + min(pixel) / 2)
+    side = min(n * s for n, s in zip(blank.shape, pixel, strict=True))
+    if fitted is None or fitted[2] < max(_LEAST_MM, _LARGE * side / 2):
+        return None
+    return fitted[:2], fitted[2] + min(pixel) / 2
 
 
-def _fitted(at: Array, tolerance: float) -> tuple[float, float, float] | None:
-    """(x, y, radius) of the circle that most of the points (n, 2) lie within `tolerance` of; None where it is not half of them.
+def _fitted(at: Array, pixel: float) -> tuple[float, float, float] | None:
+    """(x, y, radius) of the circle that most of the points (n, 2) lie on, as well as pixels can; None where it is not half of them.
 
     Random sample consensus (Fischler and Bolles 1981, doi:10.1145/358669.358692), the same samples each time, and Kåsa's fit
     to those that agree.
@@ -127,20 +133,25 @@ def _fitted(at: Array, tolerance: float) -> tuple[float, float, float] | None:
     edges = 2 * (trial[:, 1:] - trial[:, :1])
     square = (trial**2).sum(axis=2)
     possible = np.abs(np.linalg.det(edges)) > 1e-6
+    if not possible.any():  # all on one line
+        return None
     trial, edges, square = trial[possible], edges[possible], square[possible]
     centres = np.linalg.solve(edges, (square[:, 1:] - square[:, :1])[..., None])[..., 0]
     radii = np.linalg.norm(trial[:, 0] - centres, axis=1)
     off = np.abs(np.linalg.norm(few - centres[:, None], axis=2) - radii[:, None])
-    best = int(np.count_nonzero(off <= tolerance, axis=1).argmax())
+    near = np.minimum(0.75 * pixel, _ROUND * radii)[:, None]
+    best = int(np.count_nonzero(off <= near, axis=1).argmax())
     (a, b), radius = (float(v) for v in centres[best]), float(radii[best])
     for _ in range(3):
-        agree = np.abs(np.hypot(*(points - (a, b)).T) - radius) <= tolerance
+        agree = np.abs(np.hypot(*(points - (a, b)).T) - radius) <= min(0.75 * pixel, _ROUND * radius)
+        if np.count_nonzero(agree) < len(at) / 2:
+            return None
         x, y = points[agree].T
         # x² + y² = 2 a x + 2 b y + c is linear in the centre (a, b)
         terms = np.stack([2 * x, 2 * y, np.ones_like(x)], axis=1)
         a, b, c = (float(v) for v in np.linalg.lstsq(terms, x**2 + y**2, rcond=None)[0])
         radius = max(c + a**2 + b**2, 0.0) ** 0.5
     arc = len(np.unique((np.arctan2(y - b, x - a) // np.deg2rad(5)).astype(int))) / 72
-    if np.count_nonzero(agree) < len(at) / 2 or arc < _LEAST_ARC:
+    if arc < _LEAST_ARC:
         return None
     return float(middle[0]) + a, float(middle[1]) + b, radius

@@ -139,6 +139,48 @@ def test_padded_planes_are_no_part_of_the_field_of_view(axis: int, value: int) -
     assert not [f for f in check_result(result, ["liver"], {}, {}, image=masked) if "cut" in f.code]
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("planes", [10, 20])
+def test_padding_that_ends_in_a_straight_line_is_no_circle(axis: int, planes: int) -> None:
+    labels = np.zeros((100, 100, 10), np.uint8)
+    labels[20:80, 30:90] = 1
+    image = np.where(labels, 40, np.random.default_rng(0).normal(-990, 15, labels.shape)).astype(np.int16)
+    np.moveaxis(image, axis, 0)[:planes] = -1024
+    grid = Grid(labels.shape, np.diag([2.0, 2.0, 3.0, 1.0]))
+    assert contact(Volume(image, grid, modality="CT"), Segmentation(labels, grid, {1: "liver"})) == 0
+
+
+@pytest.mark.parametrize(
+    ("axes_mm", "spacing", "margin_mm"),
+    [
+        *(
+            (axes, spacing, margin)
+            for axes, spacing in (
+                ((30, 26), 1.5),
+                ((30, 24), 1.5),
+                ((28, 22), 3.0),
+                ((160, 140), 5.0),
+                ((130, 115), 3.0),
+                ((90, 80), 3.0),
+            )
+            for margin in (6, 60)
+        ),
+        ((70, 70), 1.0, 60),  # one that filled its slices could not be told from a reconstruction
+    ],
+)
+def test_bodies_and_organs_in_air_of_one_value_are_no_edge(
+    axes_mm: tuple[int, int], spacing: float, margin_mm: int
+) -> None:
+    """A kidney cut out of its CT, a body, a round phantom: what touches air is their own border."""
+    shape = tuple(int(2 * (axis + margin_mm) / spacing) for axis in axes_mm)
+    x, y = ((at - (n - 1) / 2) * spacing for at, n in zip(np.indices(shape), shape, strict=True))
+    inside = ((x / axes_mm[0]) ** 2 + (y / axes_mm[1]) ** 2 < 1)[:, :, None] & np.ones(8, bool)
+    image = np.where(inside, np.random.default_rng(0).normal(40, 10, inside.shape), -1024).astype(np.int16)
+    grid = Grid(inside.shape, np.diag([spacing, spacing, 3.0, 1.0]))
+    whole = Segmentation(inside.astype(np.uint8), grid, {1: "liver"})
+    assert contact(Volume(image, grid, modality="CT"), whole) == 0
+
+
 def test_another_grid_is_refused() -> None:
     image, result = scan(organ_to_mm=120)
     with pytest.raises(InputError, match="expected one grid"):

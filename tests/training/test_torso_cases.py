@@ -35,7 +35,7 @@ def test_stored_outlines_fit_their_case_and_hold_what_was_confirmed(data: Path) 
     liver = case.image[out.labels == VALUES["liver"]]
     assert 60 < np.median(liver) < 140
     assert np.mean(liver < -50) < 0.01
-    with pytest.raises(InputError, match="prepare it anew"):
+    with pytest.raises(InputError, match="prepare outlines/ruled anew"):
         confirmed_case(cases.Case(name, case.image[1:], case.labels[1:], SPACING))
 
 

@@ -62,9 +62,10 @@ def _padded(planes: Array) -> int:
 def beside_circle(result: Segmentation, ct: Volume) -> NDArray[np.float64]:
     """mm² that each label value covers of the circular edge of a CT's reconstruction, beyond which slices are blank.
 
-    ct: what was segmented, same grid. An edge is covered where a label lies within 4 mm or two voxels of it, at most 6 mm. Blank is the commonest value
-    of the axial slices' rims, if that is no more than −500 HU and a tenth of them has it; it has to be so in every slice, and
-    to end in a circle about as wide as the slices: what ends otherwise was masked. Organs only: skin may lie beside it. Raises `InputError` when the grids differ.
+    ct: what was segmented, same grid. An edge is covered where a label lies within 4 mm or two voxels of it, at most 6 mm.
+    Blank is the commonest value of the axial slices' rims, if that is no more than −500 HU and a tenth of them has it; it
+    has to be so in every slice that is looked at (every 1.5 mm, about 50 at most), and to end in a circle about as wide as
+    the slices: what ends otherwise was masked. Organs only: skin may lie beside it. Raises `InputError` when the grids differ.
     """
     grid, out = result.grid, np.zeros(int(result.labels.max(initial=0)) + 1)
     if ct.data.shape != result.labels.shape:
@@ -118,7 +119,7 @@ def _circle(values: Array, spacing_mm: tuple[float, float], every: int) -> tuple
 
 
 def _fitted(at: Array, pixel: float) -> tuple[float, float, float] | None:
-    """(x, y, radius) of the circle that most of the points (n, 2) lie on, as well as pixels can; None where it is not half of them.
+    """(x, y, radius) in mm of the circle that at least half of the points (n, 2) lie on, as well as pixels can, or None.
 
     Random sample consensus (Fischler and Bolles 1981, doi:10.1145/358669.358692), the same samples each time, and Kåsa's fit
     to those that agree.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from benchmarks.degraded import noisy, thick, turned, variants
 from slice3d.grid import Grid
 from slice3d.resample import apply_moves, axis_moves, reorient
 from slice3d.training.structures import IGNORE
-from slice3d.volume import Volume
+from slice3d.volume import Segmentation, Volume
 
 ROOT = Path(__file__).parents[1]
 
@@ -111,3 +112,25 @@ def test_expected_dice_is_tried_on_studies_that_its_line_was_not_drawn_through()
     assert (tried["two"]["too_high_by_0.05"], tried["one"]["too_high_by_0.05"]) == (4, 0)
     assert line["residual"] == pytest.approx(0.04)
     assert accuracy.expected_dice({"one": rows(0.0)})[1] == {}
+
+
+def test_a_reference_that_was_drawn_too_wide_is_told_from_a_result_that_is_too_small() -> None:
+    volume, truth = study()
+    organ = truth == 3
+    volume = replace(volume, data=np.where(organ, 60, -100).astype(np.int16))
+    result = Segmentation(np.where(organ, 3, 0).astype(np.uint8), volume.grid, {3: "kidney_left"})
+    assert set(accuracy.past_the_edge(volume, result, truth)) == {"kidney_left"}
+    assert accuracy.past_the_edge(volume, result, truth)["kidney_left"] == {
+        "past_edge": 0.0, "best": 1.0, "dice": 1.0, "dice_within": 1.0,
+    }  # fmt: skip
+    wide = truth.copy()
+    wide[5:19, 19:33, 3:16] = 3
+    found = accuracy.past_the_edge(volume, result, wide)["kidney_left"]
+    size, wider = organ.sum(), (wide == 3).sum()
+    assert found["past_edge"] == pytest.approx(1 - size / wider, abs=1e-4)
+    assert found["best"] == found["dice"] == pytest.approx(2 * size / (size + wider), abs=1e-4)
+    assert found["dice_within"] == 1.0
+    # a result that is too small is so against both
+    small = replace(result, labels=np.where(organ & (np.indices(truth.shape)[0] < 15), 3, 0).astype(np.uint8))
+    found = accuracy.past_the_edge(volume, small, truth)["kidney_left"]
+    assert found["dice"] == found["dice_within"] == pytest.approx(2 * 9 / (9 + 12), abs=1e-4)

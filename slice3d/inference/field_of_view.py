@@ -124,6 +124,8 @@ def _fitted(at: Array, pixel: float) -> tuple[float, float, float] | None:
     Random sample consensus (Fischler and Bolles 1981, doi:10.1145/358669.358692), the same samples each time, and Kåsa's fit
     to those that agree.
     """
+    # scikit-image's `ransac` warns of points on one line, as straight padding has them, and takes one tolerance for all
+    # radii; its `CircleModel` names centre and radius otherwise from version to version
     if len(at) < 20:
         return None
     middle = at.mean(axis=0)

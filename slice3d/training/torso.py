@@ -1,4 +1,4 @@
-"""The recipe of `ct-torso`: cases, synthesis, two stages, the second one without each held-out case in turn, the package."""
+"""The recipe of `ct-torso`: cases, synthesis, three stages, the last without each held-out case in turn, the package."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from slice3d.training.bones import SEEN, whole_bones
 from slice3d.training.cases import Case
 from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
 from slice3d.training.structures import CONTEXT, LABELS, VALUES
-from slice3d.training.torso_pool import COARSE_MM, FINE_MM, OUTLINES_MM, WORKING_MM, prepare_pool
+from slice3d.training.torso_pool import COARSE_MM, FINE_MM, MIDDLE_MM, OUTLINES_MM, WORKING_MM, prepare_pool
 
 HELD_OUT = ("s0009", "spl")
 COARSE_MIX = {"coarse/labelled": 0.12, "coarse/confirmed": 0.30, "coarse/synth": 0.50, "coarse/phantom": 0.08}
+MIDDLE_MIX = {"middle/labelled": 0.18, "middle/confirmed": 0.32, "middle/synth": 0.38, "middle/phantom": 0.12}
 FINE_MIX = {"fine/labelled": 0.18, "fine/confirmed": 0.32, "fine/synth": 0.38, "fine/phantom": 0.12}
-"""How often each kind of case is drawn, in the two stages: folders of the pool and their shares."""
+"""How often each kind of case is drawn, in the three stages: folders of the pool and their shares."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Recipe:
     synthetic: int = 143
     phantoms: int = 48
     coarse_steps: int = 5500
-    fine_steps: int = 16000
+    middle_steps: int = 10000
+    fine_steps: int = 8000
     held_out: tuple[str, ...] = HELD_OUT
     workers: int = 0
     threads: int = 1
@@ -56,6 +58,8 @@ _AUGMENT = AugmentSettings(
     organs={VALUES[name]: hu / IntensitySettings().std for name, hu in _PHASE_HU.items()},
     lesions={VALUES["liver"]: VALUES["liver_tumor"]}, marrow={VALUES["bone"]: 0.4},
 )  # fmt: skip
+_NARROW = replace(_AUGMENT, cut_field_of_view=0.35)
+"""Narrow fields of view are common in what people send."""
 
 
 def coarse_settings(recipe: Recipe) -> TrainSettings:
@@ -66,12 +70,21 @@ def coarse_settings(recipe: Recipe) -> TrainSettings:
     )  # fmt: skip
 
 
-def fine_settings(recipe: Recipe) -> TrainSettings:
-    """2.5 mm voxels. Narrow fields of view are common in what people send."""
+def middle_settings(recipe: Recipe) -> TrainSettings:
+    """3.2 mm voxels: half of the work per step of the fine ones, and done once, not for each held-out case."""
     return TrainSettings(
-        **_NETWORK, patch_size=(112, 80, 80), spacing_mm=FINE_MM, steps=recipe.fine_steps,
-        augment=replace(_AUGMENT, cut_field_of_view=0.35), workers=recipe.workers, threads=recipe.threads, lr=1e-3,
-        lr_end=1e-5, warmup=60, ema=0.995, seed=5, validate_every=1000,
+        **_NETWORK, patch_size=(96, 64, 64), spacing_mm=MIDDLE_MM, steps=recipe.middle_steps, augment=_NARROW,
+        workers=recipe.workers, threads=recipe.threads, lr=1e-3, lr_end=2e-4, warmup=60, ema=0.995, seed=3,
+        validate_every=1000,
+    )  # fmt: skip
+
+
+def fine_settings(recipe: Recipe) -> TrainSettings:
+    """2.5 mm voxels."""
+    return TrainSettings(
+        **_NETWORK, patch_size=(112, 80, 80), spacing_mm=FINE_MM, steps=recipe.fine_steps, augment=_NARROW,
+        workers=recipe.workers, threads=recipe.threads, lr=8e-4, lr_end=1e-5, warmup=60, ema=0.995, seed=5,
+        validate_every=1000,
     )  # fmt: skip
 
 
@@ -104,7 +117,7 @@ def train_torso(
 ) -> Path:  # fmt: skip
     """Run the recipe and return the package's folder. Each part goes on where an interrupted run left it.
 
-    The first stage sees no held-out case; the second one is run once without each of them. All these networks ship, as the
+    The first two stages see no held-out case; the third is run once without each of them. All these networks ship, as the
     folds of one package: each held-out case can be scored by the one network that never saw it.
     """
     from slice3d.training.card import VERSION, package_facts
@@ -119,10 +132,10 @@ def train_torso(
         raise InputError("no held-out case; expected at least one: each network of the package leaves one out")
     pool = out / f"pool-{VERSION}"  # other versions label the same cases in another way
     prepare_pool(data, pool, synthetic=recipe.synthetic, phantoms=recipe.phantoms, progress=progress)
-    coarse, fine = coarse_settings(recipe), fine_settings(recipe)
+    coarse, middle, fine = coarse_settings(recipe), middle_settings(recipe), fine_settings(recipe)
     report(
-        f"{coarse.steps} steps at {COARSE_MM[0]} mm, then {fine.steps} at {FINE_MM[0]} mm without each of "
-        f"{', '.join(recipe.held_out)}"
+        f"{coarse.steps} steps at {COARSE_MM[0]} mm, {middle.steps} at {MIDDLE_MM[0]} mm, then {fine.steps} at "
+        f"{FINE_MM[0]} mm without each of {', '.join(recipe.held_out)}"
     )
 
     def train(name: str, how: TrainSettings, mix: Mapping[str, float], without: tuple[str, ...]) -> Path:
@@ -132,10 +145,12 @@ def train_torso(
         watch = WholeVolumes(watched, how) if watched else None
         return fit(drawn, how, out / name, validate=watch, processes=processes, progress=progress)
 
-    first = train("coarse", coarse, COARSE_MIX, recipe.held_out)
+    warm_start(train("coarse", coarse, COARSE_MIX, recipe.held_out), out / "middle")
+    shared = train("middle", middle, MIDDLE_MIX, recipe.held_out)
     last = []
     for name in recipe.held_out:
-        warm_start(first, out / f"without-{name}")
+        warm_start(shared, out / f"without-{name}")
         last.append(train(f"without-{name}", fine, FINE_MIX, (name,)))
-    draw_stages([out / "coarse", out / f"without-{recipe.held_out[0]}"], out / "learning-curves.png")
+    drawn = ("coarse", "middle", f"without-{recipe.held_out[0]}")
+    draw_stages([out / stage for stage in drawn], out / "learning-curves.png")
     return export(last, replace(fine, spacing_mm=WORKING_MM), package_facts(recipe.held_out), out / "package")

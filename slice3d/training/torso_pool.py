@@ -1,6 +1,6 @@
 """The cases that `ct-torso` learns from: real, painted from label maps and phantoms, at the voxel sizes of its stages.
 
-`fine` holds them all at 2.5 mm, `coarse` the same ones at 4.5 mm. `outlines` holds, at 3 mm, the CTs that came without
+`fine` holds them all at 2.5 mm, `middle` and `coarse` the same ones at 3.2 and 4.5 mm. `outlines` holds, at 3 mm, the CTs that came without
 labels as rules on HU label them: the grid that their outlines were confirmed on, to be enlarged for the other levels.
 """
 
@@ -19,6 +19,7 @@ from slice3d.training.cases import LABELLED, MAPS, UNLABELLED, Case
 from slice3d.training.synthesis import Atlas, Deformation
 
 FINE_MM = (2.5, 2.5, 2.5)
+MIDDLE_MM = (3.2, 3.2, 3.2)
 COARSE_MM = (4.5, 4.5, 4.5)
 OUTLINES_MM = (3.0, 3.0, 3.0)
 WORKING_MM = (2.2, 2.2, 2.2)
@@ -57,7 +58,8 @@ def prepare_pool(
     ]
     for (group, name), make in _fine_cases(data, outlines, synthetic, phantoms).items():
         work.append((folder / "fine" / group, name, make))
-        work.append((folder / "coarse" / group, name, partial(_coarser, folder / "fine" / group, name)))
+        for level, mm in (("middle", MIDDLE_MM), ("coarse", COARSE_MM)):
+            work.append((folder / level / group, name, partial(_coarser, folder / "fine" / group, name, mm)))
     for done, (where, name, make) in enumerate(work):
         if not (where / f"{name}.json").exists():
             cases.save(make(), where)
@@ -96,11 +98,11 @@ def _fine_cases(
     return out
 
 
-def _coarser(folder: Path, name: str) -> Case:
+def _coarser(folder: Path, name: str, spacing_mm: tuple[float, float, float]) -> Case:
     case = cases.load_case(folder, name)
-    image = cases.respaced(case.image, case.spacing_mm, COARSE_MM)
-    labels = cases.respaced_labels(case.labels, case.spacing_mm, COARSE_MM)
-    return Case(case.name, np.rint(image).astype(np.int16), labels, COARSE_MM)
+    image = cases.respaced(case.image, case.spacing_mm, spacing_mm)
+    labels = cases.respaced_labels(case.labels, case.spacing_mm, spacing_mm)
+    return Case(case.name, np.rint(image).astype(np.int16), labels, spacing_mm)
 
 
 def _ruled(data: Path, name: str) -> Case:

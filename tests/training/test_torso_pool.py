@@ -8,7 +8,7 @@ import pytest
 from slice3d.training import cases, torso_pool
 from slice3d.training.annotate import confirmed_case
 from slice3d.training.cases import Case
-from slice3d.training.torso import COARSE_MIX, FINE_MIX
+from slice3d.training.torso import COARSE_MIX, FINE_MIX, MIDDLE_MIX
 from slice3d.training.torso_pool import FINE_MM, OUTLINES_MM, prepare_pool, sharper_case
 
 
@@ -47,16 +47,16 @@ def test_every_stage_draws_from_folders_of_the_pool_and_prepared_cases_are_kept(
     monkeypatch.setattr(torso_pool, "UNLABELLED", {"ct-20slices": cases.UNLABELLED["ct-20slices"]})
     monkeypatch.setattr(torso_pool, "ORDER", ("s0000",))
     prepare_pool(data, tmp_path, synthetic=1, phantoms=1)
-    for mix in (COARSE_MIX, FINE_MIX):
+    for mix in (COARSE_MIX, MIDDLE_MIX, FINE_MIX):
         assert sum(mix.values()) == pytest.approx(1)
         for group in mix:
             (path,) = (tmp_path / group).glob("*.json")
             case = cases.load_case(path.parent, path.stem)
-            assert case.spacing_mm[0] == {"coarse": 4.5, "fine": 2.5}[group.split("/")[0]]
+            assert case.spacing_mm[0] == {"coarse": 4.5, "middle": 3.2, "fine": 2.5}[group.split("/")[0]]
             assert case.image.shape == case.labels.shape
     # liver and bone lie where they were confirmed
     outlined = confirmed_case(cases.load_case(tmp_path / "outlines" / "ruled", "ct-20slices"))
-    for level in ("fine", "coarse"):
+    for level in ("fine", "middle", "coarse"):
         case = cases.load_case(tmp_path / level / "confirmed", "ct-20slices")
         for value, volume, hu in ((1, 0.05, 12), (7, 0.15, 40)):
             ml = [np.count_nonzero(c.labels == value) * np.prod(c.spacing_mm) / 1000 for c in (outlined, case)]
@@ -94,3 +94,60 @@ def test_a_network_of_smaller_voxels_guesses_outlines_where_things_are(
     assert guess.labels.shape == organ.shape
     assert 2 * np.count_nonzero(guess.labels & organ) / (guess.labels.sum() + organ.sum()) > 0.96
     assert np.argwhere(guess.labels).mean(0) == pytest.approx(np.argwhere(organ).mean(0), abs=0.15)
+
+
+def test_each_stage_begins_with_the_weights_of_the_one_before_and_never_sees_its_held_out_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from safetensors.torch import load_file
+
+    from slice3d.models.package import read_package
+    from slice3d.training import crops, torso
+    from slice3d.training.curves import read_history
+    from slice3d.training.loop import averaged_network
+
+    def prepared(data: Path, folder: Path, **_: object) -> None:
+        for level, mm in (("coarse", torso.COARSE_MM), ("middle", torso.MIDDLE_MM), ("fine", torso.FINE_MM)):
+            for name in ("s0009", "spl", "other"):
+                cases.save(replace(patient(mm, organ=True), name=name), folder / level / "labelled")
+
+    drawn: list[tuple[str, set[str]]] = []
+
+    class Watched(crops.Pool):
+        def __init__(self, folders: dict[Path, float], *, without: tuple[str, ...] = ()) -> None:
+            super().__init__(folders, without=without)
+            drawn.append((next(iter(folders)).parent.name, set(self.names)))
+
+    monkeypatch.setattr(torso, "prepare_pool", prepared)
+    monkeypatch.setattr(crops, "Pool", Watched)
+    recipe = torso.Recipe(coarse_steps=1, middle_steps=0, fine_steps=1)
+    told: list[str] = []
+    package = torso.train_torso(tmp_path, tmp_path / "out", recipe=recipe, report=told.append)
+    assert drawn == [
+        ("coarse", {"other"}), ("middle", {"other"}), ("fine", {"spl", "other"}), ("fine", {"s0009", "other"}),
+    ]  # fmt: skip
+    assert "0 at 3.2 mm" in told[0]
+    coarse, middle = (
+        averaged_network(tmp_path / "out" / stage / "last.ckpt", torso.coarse_settings(recipe)).state_dict()
+        for stage in ("coarse", "middle")
+    )
+    assert all((coarse[name] == middle[name]).all() for name in coarse), "no step was made: nothing but handed on"
+    for fold, (held, other) in enumerate((("s0009", "spl"), ("spl", "s0009"))):
+        rows = read_history(tmp_path / "out" / f"without-{held}")
+        watched = {key.split("/")[0] for row in rows for key in row if "/" in key}
+        assert watched == {held}, f"and not {other}"
+        # one step of a warm-up: near the weights that it began with, but for what class weights put into the last bias
+        trained = load_file(package / f"weights-{fold}.safetensors")
+        moved = {name: float((value.float() - middle[name]).abs().max()) for name, value in trained.items()}
+        assert 2 < moved.pop("inner.output_block.conv.conv.bias") < 2.1
+        assert len(moved) > 20
+        assert max(moved.values()) < 1e-3
+    described = read_package(package)
+    assert described.spacing_mm == torso.WORKING_MM
+    assert (tmp_path / "out" / "learning-curves.png").exists()
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/last.ckpt")}
+    assert len(stamps) == 4
+    torso.train_torso(tmp_path, tmp_path / "out", recipe=recipe)
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "what is finished is not done again"

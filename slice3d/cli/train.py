@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slice3d.cli import console
+
+if TYPE_CHECKING:
+    from slice3d.progress import Progress
+    from slice3d.training.run import RunOptions
 
 
 def train(
@@ -32,12 +36,10 @@ def train(
 ) -> None:
     """Train a network and export it as a model package; run again after an interruption to go on."""
     from slice3d.errors import InputError
-    from slice3d.training.dataset import read_dataset
-    from slice3d.training.labelmaps import read_label_folder, read_maps
     from slice3d.training.loop import Processes
     from slice3d.training.recipes import RECIPES
-    from slice3d.training.run import plan_dataset, read_config, train_dataset
-    from slice3d.training.synthetic_run import plan_maps, train_label_maps
+    from slice3d.training.run import read_config, train_dataset
+    from slice3d.training.synthetic_run import train_label_maps
 
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     processes = Processes(devices=local, nodes=max(1, world // local))
@@ -50,6 +52,12 @@ def train(
         if recipe is not None:
             if recipe not in RECIPES:
                 raise InputError(f"no recipe {recipe!r}; there are: {', '.join(sorted(RECIPES))}")
+            others = {"a data set": dataset, "--config": config, "--plan-only": plan_only, "--synthesise": synthesise}
+            beside = [name for name, given in others.items() if given]
+            if beside:
+                raise InputError(
+                    f"--recipe {recipe} was given with {beside[0]}; a recipe runs as it is: leave one of them out"
+                )
             if data is None:
                 raise InputError(f"recipe {recipe} needs its data; give --data or set SLICE3D_TEST_DATA")
             package = RECIPES[recipe](data, out, report=report, processes=processes, progress=progress)
@@ -58,11 +66,7 @@ def train(
         else:
             options = read_config(config)
             if plan_only:
-                if synthesise:
-                    folder = read_label_folder(dataset)
-                    lines = plan_maps(folder, read_maps(folder, progress=progress), options).lines()
-                else:
-                    lines = plan_dataset(read_dataset(dataset), options, progress=progress).lines()
+                lines = _plan(dataset, options, synthesise, progress)
                 for line in lines:
                     report(line)
                 if as_json and first:
@@ -73,3 +77,23 @@ def train(
     report(f"package in {console.link(package)}")
     if as_json and first:
         console.say_json({"package": str(package)})
+
+
+def _plan(dataset: Path, options: RunOptions, synthesise: bool, progress: Progress) -> list[str]:
+    """What a run would do, after everything that it would check before it begins."""
+    from slice3d.training.dataset import read_dataset
+    from slice3d.training.labelmaps import read_label_folder, read_maps
+    from slice3d.training.run import plan_dataset, run_lines, settings_for, split
+    from slice3d.training.synthetic_run import generator_settings, plan_maps
+
+    if synthesise:
+        folder = read_label_folder(dataset)
+        maps = read_maps(folder, progress=progress)
+        generator_settings(options)
+        plan, names = plan_maps(folder, maps, options), [m.name for m in maps]
+        settings = settings_for(plan, folder.labels, options)
+    else:
+        cases = read_dataset(dataset)
+        plan, names = plan_dataset(cases, options, progress=progress), [pair.name for pair in cases.pairs]
+        settings = settings_for(plan, cases.labels, options)
+    return run_lines(plan, settings, *split(names, options))

@@ -56,7 +56,10 @@ def _roots(folder: Path | None) -> tuple[tuple[Path, bool], ...]:
 
 
 def package(name: str, *, folder: Path | None = None) -> ModelPackage:
-    """One installed package. Raises `ModelError` when there is none of that name (with the nearest spelling)."""
+    """One installed package, or that in the folder `name`, as `slice3d train` leaves it.
+
+    Raises `ModelError` when there is none of that name (with the nearest spelling).
+    """
     from slice3d.models.known import KNOWN
 
     for root, builtin in _roots(folder):
@@ -70,8 +73,11 @@ def package(name: str, *, folder: Path | None = None) -> ModelPackage:
         return installed[name]
     if name in KNOWN:
         raise ModelError(f"model {name!r} is known but not installed; run `slice3d models add {name}`")
+    if (Path(name) / "model.json").is_file():
+        return read_package(Path(name))
     raise ModelError(
-        f"no model {name!r}; installed: {', '.join(installed) or 'none'}{anatomy.suggest(name, installed)}"
+        f"no model {name!r}; installed: {', '.join(installed) or 'none'}{anatomy.suggest(name, installed)}; expected one of "
+        "them, or the folder of a package"
     )
 
 

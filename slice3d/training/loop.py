@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +66,9 @@ def warm_start(checkpoint: Path, folder: Path) -> None:
     state["step"], state["model"] = 0, {k: v.clone() for k, v in state["ema"].items()}
     state["optimizer"]["state"] = {}
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state, folder / CHECKPOINT)
+    part = folder / f"{CHECKPOINT}.{os.getpid()}"  # each process of several writes the same
+    torch.save(state, part)
+    part.replace(folder / CHECKPOINT)
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,17 @@ class Processes:
 
     devices: int = 1
     nodes: int = 1
+
+
+@contextmanager
+def first_process_first(processes: Processes | None) -> Iterator[bool]:
+    """Whether this is the first of several processes, which is through with what is inside before the others begin."""
+    if processes is None or processes.devices * processes.nodes == 1:
+        yield True
+        return
+    fabric = _fabric(None, None, processes)
+    with fabric.rank_zero_first():
+        yield fabric.is_global_zero
 
 
 def fit(
@@ -108,7 +124,7 @@ def fit(
     crops = CropDataset(pool, settings) if isinstance(pool, Pool) else pool
     batches = _batches(crops, settings, int(state["step"]), fabric.global_rank, fabric.world_size)
     started = time.monotonic()
-    last = min(settings.steps, stop_after or settings.steps)
+    last = settings.steps if stop_after is None else min(settings.steps, stop_after)
     for step, (images, labels) in zip(range(int(state["step"]), last), batches, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
@@ -124,8 +140,10 @@ def fit(
         progress("training", (step + 1) / last)
         if (step + 1) % settings.save_every == 0 or step + 1 == last:
             _save(fabric, folder, state)
-        if validate and ((step + 1) % settings.validate_every == 0 or step + 1 == last):
+        if validate and (step + 1) % settings.validate_every == 0:
             _validate(fabric, folder, network.module, state["ema"], validate, step + 1)
+    if validate and 0 < int(state["step"]) == last:  # also when a run was killed while it looked at its last weights
+        _validate(fabric, folder, network.module, state["ema"], validate, last)
     return folder / CHECKPOINT
 
 
@@ -146,10 +164,11 @@ def _same_run(path: Path, settings: TrainSettings) -> None:
             )
 
 
-def _fabric(settings: TrainSettings, folder: Path, processes: Processes) -> Any:
+def _fabric(settings: TrainSettings | None, folder: Path | None, processes: Processes) -> Any:
     try:
         from lightning_fabric import Fabric
         from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+        from lightning_fabric.strategies.ddp import DDPStrategy
     except ImportError as error:
         raise MissingExtraError("training needs Lightning Fabric; run `pip install 'slice3d[train]'`") from error
 
@@ -157,9 +176,10 @@ def _fabric(settings: TrainSettings, folder: Path, processes: Processes) -> Any:
     fabric = Fabric(
         devices=processes.devices,
         num_nodes=processes.nodes,
-        strategy="ddp" if several else "auto",
-        precision=settings.precision,  # type: ignore[arg-type]
-        loggers=TensorBoardLogger(str(folder), name="tensorboard", version=""),
+        # others wait while the first one prepares cases or validates: longer than the half hour that is usual
+        strategy=DDPStrategy(timeout=timedelta(hours=12)) if several else "auto",
+        precision=settings.precision if settings else None,  # type: ignore[arg-type]
+        loggers=TensorBoardLogger(str(folder), name="tensorboard", version="") if folder else None,
     )
     fabric.launch()
     return fabric
@@ -220,8 +240,8 @@ def _validate(
     validate: Validation,
     step: int,
 ) -> None:
-    """Scores of the averaged weights; the current ones are put back afterwards."""
-    if fabric.is_global_zero:
+    """Scores of the averaged weights, once for each step; the current ones are put back afterwards."""
+    if fabric.is_global_zero and not _validated(folder / HISTORY, step):
         current = {k: v.detach().clone() for k, v in network.state_dict().items()}
         network.load_state_dict(average)
         network.eval()
@@ -231,3 +251,8 @@ def _validate(
         network.load_state_dict(current)
         _record(fabric, folder, {"step": step, **scores})
     fabric.barrier()
+
+
+def _validated(history: Path, step: int) -> bool:
+    rows = (json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()) if history.exists() else ()
+    return any(row["step"] == step and "loss" not in row for row in rows)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from slice3d.errors import InputError
 from slice3d.progress import Progress, silent
+from slice3d.training.config import checked
 from slice3d.training.dataset import Dataset, read_dataset
 from slice3d.training.plan import Plan, make_plan
 from slice3d.training.settings import (
@@ -23,6 +25,11 @@ from slice3d.training.settings import (
     TrainSettings,
     check_hounsfield,
 )
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+CASES = "cases.json"
+_PLANNED = ("network", "arguments", "labels", "patch_size", "spacing_mm", "intensity", "augment", "context")
+"""Settings that follow from the data, `[plan]` and `[augment]`."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +63,23 @@ def read_config(path: Path | None) -> RunOptions:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"no configuration file {path.name}; leave --config out to use the plan") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as a file ({error.strerror}); expected a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path.name} is not valid TOML: {error}") from error
-    _known(raw, RunOptions, path.name)
-    _known(raw.get("train", {}), TrainSettings, f"{path.name} [train]")
-    _known(raw.get("augment", {}), AugmentSettings, f"{path.name} [augment]")
-    _known(raw.get("plan", {}), Plan, f"{path.name} [plan]")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-    return RunOptions(**values)
-
-
-def _known(raw: Any, kind: Any, where: str) -> None:
-    names = {f.name for f in fields(kind)}
-    unknown = sorted(set(raw) - names)
-    if unknown:
-        raise InputError(f"{where} sets {unknown[0]!r}; expected some of {', '.join(sorted(names))}")
+    options = RunOptions(**checked(raw, RunOptions, path.name))
+    checked(options.train or {}, TrainSettings, f"{path.name} [train]", without=_PLANNED)
+    checked(options.augment or {}, AugmentSettings, f"{path.name} [augment]")
+    checked(options.plan or {}, Plan, f"{path.name} [plan]")
+    checked((options.plan or {}).get("intensity", {}), IntensitySettings, f"{path.name} [plan.intensity]")
+    for name, least in (("features", 1), ("budget_voxels", 1), ("validation", 0)):
+        if not getattr(options, name) >= least:
+            raise InputError(f"{path.name} sets {name} to {getattr(options, name)}; expected at least {least}")
+    if options.validation >= 1:
+        raise InputError(f"{path.name} sets validation to {options.validation}; expected a share below 1")
+    if options.name and not re.fullmatch(NAME, options.name):
+        raise InputError(f"{path.name} sets name to {options.name!r}; expected letters, digits, '.', '_' and '-'")
+    return options
 
 
 def plan_dataset(dataset: Dataset, options: RunOptions, *, progress: Progress = silent) -> Plan:
@@ -84,18 +93,30 @@ def plan_dataset(dataset: Dataset, options: RunOptions, *, progress: Progress = 
         budget_voxels=options.budget_voxels,
         features=options.features,
     )
-    changes = dict(options.plan or {})
+    changes = checked(options.plan or {}, Plan, "[plan]")
     if "intensity" in changes:
-        changes["intensity"] = IntensitySettings(**changes["intensity"])
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
-    return replace(plan, **values)
+        changes["intensity"] = IntensitySettings(**checked(changes["intensity"], IntensitySettings, "[plan.intensity]"))
+        if changes["intensity"].scheme not in ("clip_zscore", "zscore"):
+            raise InputError(
+                f"[plan.intensity] sets scheme to {changes['intensity'].scheme!r}; expected 'clip_zscore' (CT) or 'zscore'"
+            )
+    return replace(plan, **changes)
 
 
 def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> TrainSettings:
     """The settings of a run of this plan."""
     defaults: dict[str, Any] = {"steps": 1000, "batch_size": 2, "lr": 1e-3, "seed": options.seed}
-    given = dict(options.train or {})
-    changes = dict(options.augment or {})
+    given = checked(options.train or {}, TrainSettings, "[train]", without=_PLANNED)
+    changes = checked(options.augment or {}, AugmentSettings, "[augment]")
+    for name in ("steps", "batch_size", "validate_every", "save_every", "threads"):
+        if given.get(name, 1) < 1:
+            raise InputError(f"[train] sets {name} to {given[name]}; expected 1 or more")
+    steps = np.prod([np.broadcast_to(s, 3) for s in plan.arguments.get("strides", (1,))], axis=0)
+    if any(n < 1 or n % int(s) for n, s in zip(plan.patch_size, steps, strict=True)):
+        raise InputError(
+            f"a patch of {' × '.join(map(str, plan.patch_size))} voxels doesn't fit the network; expected multiples of "
+            f"{' × '.join(str(int(s)) for s in steps)}"
+        )
     tables = ((changes, "organs", float), (changes, "marrow", float), (changes, "lesions", int),
               (given, "class_weights", float))  # fmt: skip
     for where, name, kind in tables:
@@ -155,19 +176,46 @@ def split(names: Sequence[str], options: RunOptions) -> tuple[list[str], list[st
     return rest, held
 
 
+def remember_cases(out: Path, training: Sequence[str], held: Sequence[str]) -> None:
+    """Write which cases a run draws from, or raise `InputError` when the run in `out` was begun with others."""
+    from slice3d.training.loop import CHECKPOINT
+
+    now = {"training": list(training), "held_out": list(held)}
+    path = out / CASES
+    if path.exists() and (out / CHECKPOINT).exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for what in ("held_out", "training"):
+            if before[what] != now[what]:
+                raise InputError(
+                    f"the run in {out} was begun with {what} cases {', '.join(before[what])}, now they are "
+                    f"{', '.join(now[what])}; what was trained on can't be held out: name the same in the configuration's "
+                    "`held_out`, or choose another folder"
+                )
+    path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+
+
+def made(out: Path) -> Path:
+    """The folder of a run, there or made. Raises `InputError` where none can be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} can't be a folder ({error.strerror}); choose another --out") from error
+    return out
+
+
 def train_dataset(
     folder: Path, out: Path, options: RunOptions, *, report: Callable[[str], None] = lambda line: None,
     processes: Any = None, progress: Progress = silent,
 ) -> Path:  # fmt: skip
     """Train on an MSD or nnU-Net raw data set and return the exported package's folder, `out/package`.
 
-    `out` also holds `plan.json`, the cached cases, `history.jsonl`, TensorBoard logs, `learning-curves.png` and
+    `out` also holds `cases.json`, the cached cases, `history.jsonl`, TensorBoard logs, `learning-curves.png` and
     `validation.json`. An interrupted run goes on where it was. report: gets the plan and results line by line.
     Raises `InputError` for a data set or configuration that cannot be used.
     """
     from slice3d.training.cases import load_case
     from slice3d.training.crops import Pool
-    from slice3d.training.loop import fit
+    from slice3d.training.loop import first_process_first, fit
     from slice3d.training.prepare import prepare
     from slice3d.training.validate import WholeVolumes
 
@@ -175,19 +223,30 @@ def train_dataset(
     plan = plan_dataset(dataset, options, progress=progress)
     settings = settings_for(plan, dataset.labels, options)
     training, held = split([pair.name for pair in dataset.pairs], options)
-    for line in (
-        *plan.lines(),
-        f"cases      {len(training)} to train on, {len(held)} held out",
-        f"steps      {settings.steps}",
-    ):
+    for line in run_lines(plan, settings, training, held):
         report(line)
-    out.mkdir(parents=True, exist_ok=True)
-    cache = prepare(dataset, plan, out / "cache", progress=progress)
+    with first_process_first(processes) as first:
+        if first:
+            remember_cases(made(out), training, held)
+        cache = prepare(dataset, plan, out / "cache", progress=progress)
     validation = WholeVolumes([load_case(cache, name) for name in held], settings)
     checkpoint = fit(
         Pool({cache: 1.0}, without=held), settings, out, validate=validation, processes=processes, progress=progress
     )
-    return finish(dataset, settings, options, checkpoint, out, training=training, held=held, report=report)
+    with first_process_first(processes) as first:
+        if not first:
+            return out / "package"
+        return finish(dataset, settings, options, checkpoint, out, training=training, held=held, report=report)
+
+
+def run_lines(plan: Plan, settings: TrainSettings, training: Sequence[str], held: Sequence[str]) -> list[str]:
+    """The plan of a whole run in words."""
+    return [
+        *plan.lines(),
+        f"structures {', '.join(settings.labels.values())}",
+        f"cases      {len(training)} to train on, {len(held)} held out: {', '.join(held)}",
+        f"steps      {settings.steps}, {settings.batch_size} patches each, learning rate from {settings.lr:g}",
+    ]
 
 
 def finish(
@@ -198,7 +257,7 @@ def finish(
     from slice3d.training.curves import draw_curves, read_history
     from slice3d.training.export import CardFacts, export
 
-    rows = [row for row in read_history(out) if any("/" in key for key in row)]
+    rows = [row for row in read_history(out) if row["step"] == settings.steps and any("/" in key for key in row)]
     last = rows[-1] if rows else {}
     scores: dict[str, dict[str, Any]] = {}
     for key, value in last.items():

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slice3d.errors import InputError
 from slice3d.progress import Progress, silent
+from slice3d.training.config import checked
 from slice3d.training.dataset import Dataset
 from slice3d.training.generator import GeneratorSettings, LabelMap, generate
 from slice3d.training.labelmaps import GeneratedCrops, LabelFolder, read_label_folder, read_maps, whole_case
 from slice3d.training.plan import Fingerprint, Plan, make_plan
-from slice3d.training.run import RunOptions, finish, settings_for, split
+from slice3d.training.run import RunOptions, finish, made, remember_cases, run_lines, settings_for, split
 from slice3d.training.settings import IntensitySettings, TrainSettings
 
 PERCENTILES = IntensitySettings(scheme="percentiles")
@@ -23,13 +23,7 @@ PERCENTILES = IntensitySettings(scheme="percentiles")
 
 def generator_settings(options: RunOptions) -> GeneratorSettings:
     """The `[synthesis]` table of a configuration. Raises `InputError` naming the key that is not known."""
-    given = dict(options.synthesis or {})
-    known = {f.name for f in fields(GeneratorSettings)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise InputError(f"[synthesis] sets {unknown[0]!r}; expected some of {', '.join(sorted(known))}")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return GeneratorSettings(**values)
+    return GeneratorSettings(**checked(options.synthesis or {}, GeneratorSettings, "[synthesis]"))
 
 
 def plan_maps(folder: LabelFolder, maps: Sequence[LabelMap], options: RunOptions) -> Plan:
@@ -42,8 +36,7 @@ def plan_maps(folder: LabelFolder, maps: Sequence[LabelMap], options: RunOptions
     plan = make_plan(
         prints, folder.labels, modality="MR", budget_voxels=options.budget_voxels, features=options.features
     )
-    changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(options.plan or {}).items()}
-    return replace(plan, **{**changes, "intensity": PERCENTILES})
+    return replace(plan, **{**checked(options.plan or {}, Plan, "[plan]"), "intensity": PERCENTILES})
 
 
 def train_label_maps(
@@ -56,7 +49,7 @@ def train_label_maps(
     `train_dataset` leaves, and `samples.png`, pictures of what was painted. Raises `InputError` for a folder or
     configuration that cannot be used.
     """
-    from slice3d.training.loop import fit
+    from slice3d.training.loop import first_process_first, fit
     from slice3d.training.validate import WholeVolumes
 
     described, how = read_label_folder(folder), generator_settings(options)
@@ -64,16 +57,14 @@ def train_label_maps(
     plan = plan_maps(described, maps, options)
     settings = settings_for(plan, described.labels, options)
     training, held = split([m.name for m in maps], options)
-    for line in (
-        *plan.lines(),
-        f"label maps {len(training)} to paint from, {len(held)} held out",
-        f"steps      {settings.steps}",
-    ):
+    for line in run_lines(plan, settings, training, held):
         report(line)
-    out.mkdir(parents=True, exist_ok=True)
     by_name = {m.name: m for m in maps}
     sources = [by_name[name] for name in training]
-    draw_samples(sources, settings, how, out / "samples.png")
+    with first_process_first(processes) as first:
+        if first:
+            remember_cases(made(out), training, held)
+            draw_samples(sources, settings, how, out / "samples.png")
     validation = WholeVolumes(
         [whole_case(by_name[name], settings, how, seed=n) for n, name in enumerate(held)], settings
     )
@@ -82,7 +73,10 @@ def train_label_maps(
         progress=progress,
     )  # fmt: skip
     dataset = Dataset(described.name, described.modality, described.labels, (), described.licence)
-    return finish(dataset, settings, options, checkpoint, out, training=training, held=held, report=report)
+    with first_process_first(processes) as first:
+        if not first:
+            return out / "package"
+        return finish(dataset, settings, options, checkpoint, out, training=training, held=held, report=report)
 
 
 def draw_samples(

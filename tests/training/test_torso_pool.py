@@ -58,7 +58,8 @@ def test_every_stage_draws_from_folders_of_the_pool_and_prepared_cases_are_kept(
     outlined = confirmed_case(cases.load_case(tmp_path / "outlines" / "ruled", "ct-20slices"))
     for level in ("fine", "middle", "coarse"):
         case = cases.load_case(tmp_path / level / "confirmed", "ct-20slices")
-        for value, volume, hu in ((1, 0.05, 12), (7, 0.15, 40)):
+        # open rims, thinner than a voxel, give way to what they surround
+        for value, volume, hu in ((1, 0.07, 12), (7, 0.15, 40)):
             ml = [np.count_nonzero(c.labels == value) * np.prod(c.spacing_mm) / 1000 for c in (outlined, case)]
             assert ml[1] == pytest.approx(ml[0], rel=volume)
             brightness = [c.image[c.labels == value].mean() for c in (outlined, case)]

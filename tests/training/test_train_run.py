@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,133 @@ def test_unknown_configuration_keys_are_refused(tmp_path: Path) -> None:
         read_config(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[train]\nsteps = "abc"', r"c.toml \[train\] sets steps to 'abc'; expected a whole number"),
+        ("[train]\nsteps = 0", "steps to 0; expected 1 or more"),
+        ("[train]\npatch_size = [16, 16, 16]", r"sets 'patch_size'; expected some of"),
+        ("train = 3", "sets train to 3; expected a table"),
+        ("[plan]\nspacing_mm = '2'", "expected a list of 3, each a number"),
+        ("[plan]\nspacing_mm = [2, 2]", "expected a list of 3, each a number"),
+        ("[plan.intensity]\nschem = 'zscore'", r"\[plan.intensity\] sets 'schem'"),
+        ("[plan.intensity]\nscheme = 'foo'", "scheme to 'foo'; expected 'clip_zscore'"),
+        ("[plan.intensity]\nscheme = 'percentiles'", "scheme to 'percentiles'; expected 'clip_zscore'"),
+        ("[plan]\npatch_size = [22, 22, 22]", "22 × 22 × 22 voxels doesn't fit the network; expected multiples of"),
+        ("features = -3", "features to -3; expected at least 1"),
+        ('held_out = "case_0"', "held_out to 'case_0'; expected a list of each text in quotes"),
+        ("validation = 1.0", "expected a share below 1"),
+        ('name = "../x y"', "expected letters, digits"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_refused_with_what_was_expected(
+    dataset: Path, tmp_path: Path, text: str, says: str
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=says):
+        train_dataset(dataset, tmp_path / "out", read_config(path))
+    assert not (tmp_path / "out").exists(), "before anything is prepared"
+
+
+def test_folders_that_are_none_are_refused(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a TOML file"):
+        read_config(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="choose another --out"):
+        train_dataset(dataset, tmp_path / "file" / "out", options())
+
+
+def test_what_was_trained_on_is_never_held_out_later(dataset: Path, tmp_path: Path) -> None:
+    brief = options(steps=2, validate_every=2, save_every=1)
+    train_dataset(dataset, tmp_path, brief)
+    first = (tmp_path / "package" / "model.json").read_bytes()
+    with pytest.raises(InputError, match="begun with held_out cases case_1, now they are case_2"):
+        train_dataset(dataset, tmp_path, replace(brief, held_out=("case_2",)))
+    # a case that came later moves the draw
+    more = tmp_path / "more"
+    shutil.copytree(dataset, more)
+    raw = json.loads((more / "dataset.json").read_text())
+    for kind, folder in (("image", "imagesTr"), ("label", "labelsTr")):
+        source = more / folder / Path(raw["training"][0][kind]).name
+        shutil.copy(source, source.with_name("case_9.nii.gz"))
+    raw["training"].append({"image": "./imagesTr/case_9.nii.gz", "label": "./labelsTr/case_9.nii.gz"})
+    (more / "dataset.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=r"begun with training cases case_0, .*, now they are .*case_9"):
+        train_dataset(more, tmp_path, brief)
+    assert (tmp_path / "package" / "model.json").read_bytes() == first
+
+
+def test_a_run_that_was_killed_while_it_looked_at_its_last_weights_looks_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slice3d.training.validate import WholeVolumes
+
+    brief = options(steps=4, validate_every=3, save_every=1)
+    train_dataset(dataset, tmp_path / "whole", brief)
+    looks = WholeVolumes.__call__
+    seen: list[int] = []
+
+    def killed(self: WholeVolumes, network: torch.nn.Module) -> dict[str, float]:
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return looks(self, network)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WholeVolumes, "__call__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_dataset(dataset, tmp_path / "killed", brief)
+    assert not (tmp_path / "killed" / "package").exists()
+    train_dataset(dataset, tmp_path / "killed", brief)
+    scores = [(tmp_path / run / "validation.json").read_text() for run in ("whole", "killed")]
+    assert scores[0] == scores[1]
+    assert "case_1" in scores[0]
+    # and only once
+    train_dataset(dataset, tmp_path / "killed", brief)
+    rows = [json.loads(line) for line in (tmp_path / "killed" / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" not in row] == [3, 4]
+
+
+def test_a_package_runs_from_its_folder(finished: Path) -> None:
+    from slice3d.errors import ModelError
+    from slice3d.models.registry import package
+
+    assert package(str(finished / "package")).name == "blobs"
+    with pytest.raises(ModelError, match="expected one of them, or the folder of a package"):
+        package(str(finished))
+
+
+def test_plan_only_says_all_and_checks_all(dataset: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from slice3d.cli.main import app
+
+    config = tmp_path / "c.toml"
+    config.write_text('held_out = ["case_1"]\nfeatures = 8\nbudget_voxels = 14000\n')
+    told = CliRunner().invoke(app, ["train", str(dataset), "--config", str(config), "--plan-only"])
+    assert told.exit_code == 0
+    for words in ("big_organ, small", "held out: case_1", "learning rate from 0.001"):
+        assert words in told.output
+    config.write_text('held_out = ["case_77"]\n')
+    refused = CliRunner().invoke(app, ["train", str(dataset), "--config", str(config), "--plan-only"])
+    assert isinstance(refused.exception, InputError) or "case_77" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [(["--plan-only"], "--plan-only"), (["folder"], "a data set"), (["--config", "c.toml"], "--config")],
+)
+def test_a_recipe_with_options_that_it_ignores_is_refused(tmp_path: Path, given: list[str], says: str) -> None:
+    from typer.testing import CliRunner
+
+    from slice3d.cli.main import app
+
+    refused = CliRunner().invoke(app, ["train", *given, "--recipe", "ct-torso", "--data", str(tmp_path)])
+    assert refused.exit_code != 0
+    assert f"--recipe ct-torso was given with {says}" in f"{refused.exception} {refused.output}"
+
+
 def test_tables_of_a_configuration_reach_the_run(dataset: Path, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text(
@@ -191,9 +319,9 @@ def test_tables_of_a_configuration_reach_the_run(dataset: Path, tmp_path: Path) 
         ("[augment.marrow]\n1 = 40\n", "marrow of label 1 is 40.0; expected a share up to 1"),
         ("[augment.marrow]\n1 = true\n", "expected a table"),
         ("[augment]\nturn_deg = -25\n", "turn_deg is -25; expected degrees from 0 to 180"),
-        ("[augment]\nturn_deg = '25'\n", "expected degrees"),
+        ("[augment]\nturn_deg = '25'\n", "turn_deg to '25'; expected a number"),
         ("[augment]\ndeform_mm = 80\n", "deform_mm is 80; expected millimetres from 0 to 50"),
-        ("[augment]\ndeform_mm = nan\n", "deform_mm is nan; expected millimetres"),
+        ("[augment]\ndeform_mm = nan\n", "deform_mm to nan; expected a number"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=says):

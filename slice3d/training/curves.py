@@ -69,7 +69,7 @@ def draw_stages(folders: Sequence[Path], picture: Path) -> None:
     right.set(xlabel="step of the stage", ylabel="mean Dice, cases held out", ylim=(0, 1))
     left.legend(fontsize=6, ncols=2)
     if right.lines:
-        right.legend(fontsize=6, ncols=2)
+        right.legend(fontsize=6, ncols=2, loc="lower right")  # Dice is high where it is good
     else:
         right.remove()  # no case was held out, or none was looked at while training
     figure.savefig(picture, dpi=110, bbox_inches="tight")

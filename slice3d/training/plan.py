@@ -59,13 +59,19 @@ def make_plan(
     """The plan for cases with these fingerprints.
 
     budget_voxels: how many voxels a patch may have. features: width of the finest level; each level doubles it up to
-    ten times. Raises `InputError` when there is no case or a label value that `dataset.json` does not name.
+    ten times. Raises `InputError` when there is no case, no labelled voxel or a label value that `dataset.json` does not
+    name.
     """
     if not prints:
         raise InputError("no cases to plan for; expected at least one")
     unknown = sorted({v for p in prints for v in p.label_values} - set(labels) - {0})
     if unknown:
         raise InputError(f"label files hold value {unknown[0]}, which dataset.json does not name; add it to `labels`")
+    if not any(len(p.values) for p in prints):
+        raise InputError(
+            f"the label files of all {len(prints)} cases are empty; expected voxels of {', '.join(labels.values())}; check "
+            "labelsTr"
+        )
     spacing = np.median([p.spacing_mm for p in prints], axis=0)
     shapes = np.array([np.ceil(np.array(p.shape) * np.array(p.spacing_mm) / spacing) for p in prints])
     median = np.maximum(1, np.median(shapes, axis=0)).astype(int)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -86,17 +87,16 @@ def _classes(labels: cases.Array, name: str, ignore: int | None) -> cases.Array:
 
 
 def fingerprints(dataset: Dataset, *, progress: Progress = silent) -> list[Fingerprint]:
-    """Shape, spacing and labelled intensities of every case. Raises `InputError` for a CT that is not in HU."""
+    """Shape, spacing and labelled intensities of every case. Of CT that may not be in HU the log has a warning."""
     from slice3d.inference.checks import not_hounsfield
 
     out = []
     doubtful: dict[str, str] = {}
     for number, pair in enumerate(dataset.pairs):
         image, labels, spacing = read_pair(pair, ignore=dataset.ignore)
-        if dataset.modality == "CT":
-            _check_hounsfield(image, pair.name)
-            if reason := not_hounsfield(image):
-                doubtful[pair.name] = reason
+        # what is cached as HU is checked again where the plan is known
+        if dataset.modality == "CT" and (reason := not_hounsfield(image)):
+            doubtful[pair.name] = reason
         known = labels if dataset.ignore is None else np.where(labels == IGNORE, 0, labels)
         inside = image[known > 0]
         step = max(1, len(inside) // _SAMPLE)
@@ -152,6 +152,8 @@ def _source(pair: TrainingPair, plan: Plan | TrainSettings, ignore: int | None) 
     return {
         "image file": _state(pair.image),
         "label file": _state(pair.labels),
+        "image sha256": _digest(pair.image),
+        "label sha256": _digest(pair.labels),
         "spacing": _spacing(plan.spacing_mm),
         "intensity": plan.intensity.scheme,
         "ignore label": str(ignore),
@@ -166,6 +168,10 @@ def _state(path: Path) -> str:
     return f"{found.st_size} bytes of {when}"
 
 
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
+
+
 def _spacing(spacing_mm: Sequence[float]) -> str:
     return f"{' × '.join(f'{s:.3f}' for s in spacing_mm)} mm"
 
@@ -178,6 +184,8 @@ def _check_kept(cache: Path, name: str, now: Mapping[str, str]) -> None:
     else:
         before = {"spacing": _spacing(json.loads((cache / f"{name}.json").read_text())["spacing_mm"])}
     for what, value in now.items():
+        if what.endswith("file") and before.get(what.replace("file", "sha256")) == now[what.replace("file", "sha256")]:
+            continue  # a copy of the same
         if before.get(what, value) != value:
             raise InputError(
                 f"case {name} in {cache} was prepared with {what} {before[what]}, now it is {value}; remove that folder "

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from slice3d.errors import InputError
+from slice3d.errors import InputError, ModelError
 from slice3d.progress import Progress, silent
 from slice3d.training.config import checked
 from slice3d.training.dataset import Dataset, read_dataset
@@ -30,6 +30,9 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 CASES = "cases.json"
 _PLANNED = ("network", "arguments", "labels", "patch_size", "spacing_mm", "intensity", "augment", "context")
 """Settings that follow from the data, `[plan]` and `[augment]`."""
+_LEAST = {"steps": 1, "batch_size": 1, "validate_every": 1, "save_every": 1, "threads": 1, "warmup": 0, "workers": 0,
+          "seed": 0, "lr": 0, "lr_end": 0, "weight_decay": 0}  # fmt: skip
+_PRECISIONS = ("bf16-mixed", "16-mixed", "32-true", "32", "bf16-true")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def read_config(path: Path | None) -> RunOptions:
     checked(options.augment or {}, AugmentSettings, f"{path.name} [augment]")
     checked(options.plan or {}, Plan, f"{path.name} [plan]")
     checked((options.plan or {}).get("intensity", {}), IntensitySettings, f"{path.name} [plan.intensity]")
-    for name, least in (("features", 1), ("budget_voxels", 1), ("validation", 0)):
+    for name, least in (("features", 1), ("budget_voxels", 1), ("validation", 0), ("seed", 0)):
         if not getattr(options, name) >= least:
             raise InputError(f"{path.name} sets {name} to {getattr(options, name)}; expected at least {least}")
     if options.validation >= 1:
@@ -104,14 +107,28 @@ def plan_dataset(dataset: Dataset, options: RunOptions, *, progress: Progress = 
 
 
 def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> TrainSettings:
-    """The settings of a run of this plan."""
+    """The settings of a run of this plan. Raises `InputError` for values that no run can have."""
+    from slice3d.models.loading import build_network
+
     defaults: dict[str, Any] = {"steps": 1000, "batch_size": 2, "lr": 1e-3, "seed": options.seed}
     given = checked(options.train or {}, TrainSettings, "[train]", without=_PLANNED)
     changes = checked(options.augment or {}, AugmentSettings, "[augment]")
-    for name in ("steps", "batch_size", "validate_every", "save_every", "threads"):
-        if given.get(name, 1) < 1:
-            raise InputError(f"[train] sets {name} to {given[name]}; expected 1 or more")
-    steps = np.prod([np.broadcast_to(s, 3) for s in plan.arguments.get("strides", (1,))], axis=0)
+    for name, least in _LEAST.items():
+        if given.get(name, least) < least:
+            raise InputError(f"[train] sets {name} to {given[name]}; expected {least} or more")
+    if given.get("precision", "bf16-mixed") not in _PRECISIONS:
+        raise InputError(f"[train] sets precision to {given['precision']!r}; expected one of {', '.join(_PRECISIONS)}")
+    if not min(plan.spacing_mm) > 0:
+        raise InputError(f"[plan] sets spacing_mm to {list(plan.spacing_mm)}; expected mm above 0")
+    if not set(changes.get("flip_axes", ())) <= {0, 1, 2}:
+        raise InputError(f"[augment] sets flip_axes to {list(changes['flip_axes'])}; expected axes 0, 1 and 2")
+    try:
+        build_network(plan.network, plan.arguments)
+        steps = np.prod([np.broadcast_to(s, 3) for s in plan.arguments.get("strides", (1,))], axis=0)
+    except (ModelError, TypeError, ValueError) as error:
+        raise InputError(
+            f"[plan] asks for a network that can't be built ({error}); leave network and arguments out"
+        ) from error
     if any(n < 1 or n % int(s) for n, s in zip(plan.patch_size, steps, strict=True)):
         raise InputError(
             f"a patch of {' × '.join(map(str, plan.patch_size))} voxels doesn't fit the network; expected multiples of "
@@ -182,16 +199,39 @@ def remember_cases(out: Path, training: Sequence[str], held: Sequence[str]) -> N
 
     now = {"training": list(training), "held_out": list(held)}
     path = out / CASES
-    if path.exists() and (out / CHECKPOINT).exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        for what in ("held_out", "training"):
-            if before[what] != now[what]:
-                raise InputError(
-                    f"the run in {out} was begun with {what} cases {', '.join(before[what])}, now they are "
-                    f"{', '.join(now[what])}; what was trained on can't be held out: name the same in the configuration's "
-                    "`held_out`, or choose another folder"
-                )
-    path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    before = _cases_of(out) if (out / CHECKPOINT).exists() else None
+    if before is not None and sorted(before["held_out"]) != sorted(now["held_out"]):
+        raise InputError(
+            f"the run in {out} was begun with {', '.join(before['held_out'])} held out, now {', '.join(now['held_out'])} would be; "
+            f"what was trained on can't be held out: set held_out = {json.dumps(before['held_out'])}, or choose another folder"
+        )
+    if before is not None and sorted(before["training"]) != sorted(now["training"]):
+        other = sorted(set(before["training"]) ^ set(now["training"]))[0]
+        raise InputError(
+            f"the run in {out} was begun with {len(before['training'])} cases to train on, now there are {len(now['training'])} "
+            f"({other} is in one of both); go on with the data set that it was begun with, or choose another folder"
+        )
+    if before is None or not path.exists():
+        part = path.with_name(CASES + ".part")
+        part.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+
+
+def _cases_of(out: Path) -> dict[str, list[str]] | None:
+    """Which cases the run in `out` draws from, by its own account or, where it is older than that, its package's."""
+    for path, keys in ((out / CASES, ()), (out / "package" / "model.json", ("training",))):
+        if not path.exists():
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            for key in keys:
+                found = found[key]
+            return {"training": list(found.get("training", found.get("cases"))), "held_out": list(found["held_out"])}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is damaged; expected the names of the run's cases; choose another folder"
+            ) from error
+    return None
 
 
 def made(out: Path) -> Path:

@@ -154,8 +154,9 @@ def test_a_label_value_that_means_unknown_here_must_not_slip_in(tmp_path: Path) 
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_trained_on_are_refused_with_a_remedy(tmp_path: Path, change: Change, says: str) -> None:
+    folder = write(tmp_path / "odd", change=change)
     with pytest.raises(InputError, match=says):
-        plan(write(tmp_path / "odd", change=change))
+        prepare(read_dataset(folder), plan(folder), tmp_path / "cache")
 
 
 def test_scaled_images_are_normalised_one_by_one_when_the_channel_is_not_called_ct(tmp_path: Path) -> None:
@@ -261,10 +262,13 @@ class TestCache:
             rf"case case_1 in .*cache was prepared with {what} \d+ bytes of .*, now it is {{}}; remove that folder or"
         )
         size, when = path.stat().st_size, path.stat().st_mtime
+        was = path.read_bytes()
         os.utime(path, (when + 5, when + 5))
+        prepare(found, planned, cache)  # a copy of the same
+        path.write_bytes(bytes([*was[:-1], was[-1] ^ 1]))
         with pytest.raises(InputError, match=says.format(f"{size} bytes of .*")):
             prepare(found, planned, cache)
-        path.write_bytes(path.read_bytes() + b"\0")
+        path.write_bytes(was + b"\0")
         os.utime(path, (when, when))
         with pytest.raises(InputError, match=says.format(f"{size + 1} bytes of .*")):
             prepare(found, planned, cache)

@@ -178,6 +178,13 @@ def test_unknown_configuration_keys_are_refused(tmp_path: Path) -> None:
         ("[plan.intensity]\nscheme = 'foo'", "scheme to 'foo'; expected 'clip_zscore'"),
         ("[plan.intensity]\nscheme = 'percentiles'", "scheme to 'percentiles'; expected 'clip_zscore'"),
         ("[plan]\npatch_size = [22, 22, 22]", "22 × 22 × 22 voxels doesn't fit the network; expected multiples of"),
+        ("seed = -1", "seed to -1; expected at least 0"),
+        ("[plan]\nspacing_mm = [0, 1, 1]", "expected mm above 0"),
+        ("[plan.arguments]\nstrides = 2", "network that can't be built"),
+        ("[plan]\nnetwork = 'monai.networks.nets.Nope'", "network that can't be built"),
+        ("[train]\nprecision = 'abc'", "precision to 'abc'; expected one of bf16-mixed"),
+        ("[train]\nlr = -1", "lr to -1; expected 0 or more"),
+        ("[augment]\nflip_axes = [7]", r"flip_axes to \[7\]; expected axes 0, 1 and 2"),
         ("features = -3", "features to -3; expected at least 1"),
         ('held_out = "case_0"', "held_out to 'case_0'; expected a list of each text in quotes"),
         ("validation = 1.0", "expected a share below 1"),
@@ -206,9 +213,18 @@ def test_what_was_trained_on_is_never_held_out_later(dataset: Path, tmp_path: Pa
     brief = options(steps=2, validate_every=2, save_every=1)
     train_dataset(dataset, tmp_path, brief)
     first = (tmp_path / "package" / "model.json").read_bytes()
-    with pytest.raises(InputError, match="begun with held_out cases case_1, now they are case_2"):
+    with pytest.raises(InputError, match="begun with case_1 held out, now case_2 would be"):
         train_dataset(dataset, tmp_path, replace(brief, held_out=("case_2",)))
-    # a case that came later moves the draw
+    # nor where a run is older than its list of cases
+    listed = (tmp_path / "cases.json").read_text()
+    (tmp_path / "cases.json").unlink()
+    with pytest.raises(InputError, match="begun with case_1 held out, now case_2 would be"):
+        train_dataset(dataset, tmp_path, replace(brief, held_out=("case_2",)))
+    (tmp_path / "cases.json").write_text("")
+    with pytest.raises(InputError, match=r"cases\.json is damaged"):
+        train_dataset(dataset, tmp_path, brief)
+    (tmp_path / "cases.json").write_text(listed)
+    # a case that came later changes what is drawn from
     more = tmp_path / "more"
     shutil.copytree(dataset, more)
     raw = json.loads((more / "dataset.json").read_text())
@@ -217,7 +233,9 @@ def test_what_was_trained_on_is_never_held_out_later(dataset: Path, tmp_path: Pa
         shutil.copy(source, source.with_name("case_9.nii.gz"))
     raw["training"].append({"image": "./imagesTr/case_9.nii.gz", "label": "./labelsTr/case_9.nii.gz"})
     (more / "dataset.json").write_text(json.dumps(raw))
-    with pytest.raises(InputError, match=r"begun with training cases case_0, .*, now they are .*case_9"):
+    with pytest.raises(
+        InputError, match=r"begun with 5 cases to train on, now there are 6 \(case_9 is in one of both\)"
+    ):
         train_dataset(more, tmp_path, brief)
     assert (tmp_path / "package" / "model.json").read_bytes() == first
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from slice3d import anatomy
 from slice3d.findings import Finding
-from slice3d.inference import field_of_view
+from slice3d.inference import field_of_view, orientation
 from slice3d.inference.reduce import Tally
 from slice3d.models.package import ModelPackage
 from slice3d.volume import Segmentation, Volume
@@ -104,7 +104,13 @@ def check_result(
         findings += cut
         findings += _volume(result, name, voxels, bool(cut), (ranges_ml or {}).get(name))
         findings += _confidence(name, measured.get(name, {}))
-    return findings + check_sides(centres)
+    millilitre = result.grid.voxel_volume_mm3 / 1000.0
+    volumes_ml: dict[str, float] = {
+        name: float(whole[[v for v in result.values(name) if v < len(whole)]].sum()) * millilitre
+        for name in ("liver", "spleen")
+        if name in result.structures
+    }
+    return findings + (check_sides(centres) or orientation.check_places(centres, volumes_ml))
 
 
 def check_tested(wanted: Sequence[str], package: ModelPackage) -> list[Finding]:

@@ -10,7 +10,7 @@ import pytest
 
 from slice3d.errors import InputError
 from slice3d.grid import Grid
-from slice3d.inference.checks import check_input, not_hounsfield
+from slice3d.inference.checks import check_input, not_hounsfield, unlike_hounsfield
 from slice3d.inference.reduce import Tally
 from slice3d.inference.reliability import calibrate, check_result, check_sides, check_tested, measure
 from slice3d.models import ModelPackage
@@ -194,12 +194,60 @@ def test_unknown_modality_is_taken_for_ct_only_with_hounsfield_values(package: M
             check_input([replace(volume, data=data)], package)
 
 
+def tissue(shape: tuple[int, int, int] = (48, 60, 52)) -> np.ndarray:
+    """Air, fat, muscle and bone in shells, with noise: float32 HU."""
+    rng = np.random.default_rng(5)
+    index = np.indices(shape).reshape(3, -1).T
+    far = np.linalg.norm((index - np.array(shape) / 2) / (np.array(shape) / 2), axis=1).reshape(shape)
+    hu = np.select([far < 0.35, far < 0.75, far < 0.95], [700.0, 50.0, -100.0], -1000.0)
+    return np.clip(hu + rng.normal(0, 15, shape), -1024, 3071).astype(np.float32)
+
+
+CHANGED = {
+    "x0.1": lambda hu: 0.1 * hu, "x0.5": lambda hu: 0.5 * hu, "x2": lambda hu: 2 * hu, "+300": lambda hu: hu + 300,
+    "negated": lambda hu: -hu, "windowed": lambda hu: np.clip(hu, -160, 240), "cut above": lambda hu: np.minimum(hu, 300),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_scaled_shifted_negated_and_windowed_values_are_a_warning(package: ModelPackage, change: str) -> None:
+    hu = tissue()
+    grid = Grid(hu.shape, np.diag([2.0, 3.0, 4.0, 1.0]))
+    assert check_input([Volume(hu, grid, modality="CT")], package) == ()
+    changed = CHANGED[change](hu).astype(np.float32)
+    (finding,) = check_input([Volume(changed, grid, modality="CT")], package, allow=True)
+    assert (finding.code, finding.severity) == ("intensity-range-not-trained-on", "warning")
+    assert "\n" not in finding.message
+    assert not not_hounsfield(hu)
+
+
+def test_padding_below_air_and_crops_without_air_are_no_warning() -> None:
+    hu = tissue()
+    padded = hu.copy()
+    padded[:9] = -3024
+    assert unlike_hounsfield(padded) == ""
+    assert unlike_hounsfield(hu[9:-9, 12:-12, 10:-10]) == ""
+
+
+@pytest.mark.real
+def test_changed_values_of_a_real_ct_are_noticed(data: Path) -> None:
+    from slice3d.io import load
+
+    hu = load(data / "ct-torso/labelled/s0009/ct.nii.gz").data.astype(np.float32)
+    assert unlike_hounsfield(hu) == ""
+    for name, change in CHANGED.items():
+        changed = change(hu)
+        assert not_hounsfield(changed) or unlike_hounsfield(changed), name
+
+
 @pytest.mark.real
 def test_real_ct_passes_and_real_mr_does_not(data: Path) -> None:
     from slice3d.io import load
 
     for name in ("ct-torso/ts-example/ct_30slices.nii.gz", "ct-torso/labelled/s0002/ct.nii.gz", "dicom/ct-20slices"):
-        assert not not_hounsfield(load(data / name).data), name
+        hu = load(data / name).data
+        assert not not_hounsfield(hu), name
+        assert not unlike_hounsfield(hu), name
     assert not_hounsfield(load(data / "ct-torso/ts-example/mr_20slices.nii.gz").data)
 
 

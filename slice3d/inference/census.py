@@ -70,6 +70,14 @@ class Census:
         return np.stack([np.min([b[0] for b in boxes], axis=0), np.max([b[1] for b in boxes], axis=0)])
 
 
+def volumes_ml(census: Census, case: Case, package: ModelPackage) -> dict[str, float]:
+    """Volume of each structure of the package by the network's own voxels, of everything it found, asked for or not."""
+    value_of = package.regions if package.activation == "sigmoid" else tuple(range(len(census.moments)))
+    found = {value_of[channel]: voxels for channel, (voxels, _) in census.centres().items()}
+    voxel_ml = float(np.prod(case.frame.spacing_mm)) / 1000.0
+    return {name: voxel_ml * sum(found.get(v, 0.0) for v in package.values(name)) for name in package.structures}
+
+
 def centres(census: Census, case: Case, volume: Volume, package: ModelPackage) -> dict[str, Point]:
     """Where each structure's middle lies, world RAS mm, of everything the model found in more than a few voxels."""
     frame, order = case.frame, case.order

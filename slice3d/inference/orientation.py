@@ -32,7 +32,7 @@ def check_places(
 ) -> list[Finding]:
     """A warning when what was named liver, spleen, lungs and kidneys lies as in few people; nothing where one of two is missing.
 
-    centres: structure → world RAS mm. volumes_ml: structure → volume, of what was asked for.
+    centres: structure → world RAS mm. volumes_ml: structure → volume, of all that was found.
     """
     pair = [(centres[n][0], (volumes_ml or {}).get(n, 0.0)) for n in ("liver", "spleen") if n in centres]
     if "body" in centres and len(pair) == 2 and all(ml > 0 for _, ml in pair):

@@ -81,12 +81,13 @@ def check_result(
     ranges_ml: Mapping[str, Sequence[float]] | None = None,
     image: Volume | None = None,
     ct: bool = False,
+    volumes_ml: Mapping[str, float] | None = None,
 ) -> list[Finding]:
     """Findings about every wanted structure. centres: structure → world RAS mm, of all the model found.
 
     ranges_ml: structure → (lowest, highest) volume that the model's own data make plausible, before the table of
     `anatomy`. image: what was segmented, same grid: shows what was padded. ct: it is one, and shows where its
-    reconstruction ends.
+    reconstruction ends. volumes_ml: structure → volume, of all the model found; without it, of what is in the result.
     """
     findings: list[Finding] = []
     whole = _counted(result.labels)
@@ -105,12 +106,13 @@ def check_result(
         findings += _volume(result, name, voxels, bool(cut), (ranges_ml or {}).get(name))
         findings += _confidence(name, measured.get(name, {}))
     millilitre = result.grid.voxel_volume_mm3 / 1000.0
-    volumes_ml: dict[str, float] = {
+    own = {
         name: float(whole[[v for v in result.values(name) if v < len(whole)]].sum()) * millilitre
-        for name in ("liver", "spleen")
-        if name in result.structures
+        for name in result.structures
     }
-    return findings + (check_sides(centres) or orientation.check_places(centres, volumes_ml))
+    return findings + (
+        check_sides(centres) or orientation.check_places(centres, own if volumes_ml is None else volumes_ml)
+    )
 
 
 def check_tested(wanted: Sequence[str], package: ModelPackage) -> list[Finding]:

@@ -117,3 +117,8 @@ def test_every_flip_of_a_real_ct_is_noticed(data: Path) -> None:
         found = [f.message for f in result.findings if f.code == "orientation-implausible"]
         assert len(found) == (axis is not None), found
         assert all(words in message for message in found), (axis, found)
+    # whatever was asked for: what else was found counts
+    mirrored = replace(volume, data=np.ascontiguousarray(np.flip(volume.data, 0)), source=None)
+    for image, codes in ((volume, set()), (mirrored, {"orientation-implausible"})):
+        found = engine.predict(image, structures=["kidneys"]).findings
+        assert {f.code for f in found} & {"orientation-implausible"} == codes

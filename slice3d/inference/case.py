@@ -28,8 +28,6 @@ class Run:
     tiles: int = 0
     region: list[list[int]] | None = None
     grey_values: dict[str, Any] | None = None
-    volumes_ml: dict[str, float] | None = None
-    """Of everything the networks found, asked for or not."""
     planned: Callable[[Plan], None] | None = None
     """Called once the memory plan is made, before anything large is."""
 

@@ -70,24 +70,20 @@ class Census:
         return np.stack([np.min([b[0] for b in boxes], axis=0), np.max([b[1] for b in boxes], axis=0)])
 
 
-def volumes_ml(census: Census, case: Case, package: ModelPackage) -> dict[str, float]:
-    """Volume of each structure of the package by the network's own voxels, of everything it found, asked for or not."""
-    value_of = package.regions if package.activation == "sigmoid" else tuple(range(len(census.moments)))
-    found = {value_of[channel]: voxels for channel, (voxels, _) in census.centres().items()}
-    voxel_ml = float(np.prod(case.frame.spacing_mm)) / 1000.0
-    return {name: voxel_ml * sum(found.get(v, 0.0) for v in package.values(name)) for name in package.structures}
-
-
-def centres(census: Census, case: Case, volume: Volume, package: ModelPackage) -> dict[str, Point]:
-    """Where each structure's middle lies, world RAS mm, of everything the model found in more than a few voxels."""
+def located(
+    census: Census, case: Case, volume: Volume, package: ModelPackage
+) -> tuple[dict[str, Point], dict[str, float]]:
+    """(middle in world RAS mm, volume in ml) of each structure, asked for or not, that the model found in more than a few voxels."""
     frame, order = case.frame, case.order
     value_of = package.regions if package.activation == "sigmoid" else tuple(range(len(census.moments)))
     by_value = {value_of[channel]: found for channel, found in census.centres().items()}
     out: dict[str, Point] = {}
+    volumes_ml: dict[str, float] = {}
     for name in package.structures:
         parts = [by_value[v] for v in package.values(name) if v in by_value]
         count = sum(n for n, _ in parts)
-        if count * float(np.prod(frame.spacing_mm)) < 1000.0 * _LOCATED_ML:
+        ml = count * float(np.prod(frame.spacing_mm)) / 1000.0
+        if ml < _LOCATED_ML:
             continue
         index = sum((n * where for n, where in parts), np.zeros(3)) / count
         moved = np.empty(3)
@@ -97,5 +93,5 @@ def centres(census: Census, case: Case, volume: Volume, package: ModelPackage) -
         for axis, (source, flip) in enumerate(zip(frame.axes, frame.flips, strict=True)):
             study[source] = frame.study_shape[axis] - 1 - moved[axis] if flip else moved[axis]
         x, y, z = volume.grid.to_world(study)
-        out[name] = (float(x), float(y), float(z))
-    return out
+        out[name], volumes_ml[name] = (float(x), float(y), float(z)), ml
+    return out, volumes_ml

@@ -23,7 +23,7 @@ from slice3d.inference.ahead import Ahead, ahead_of
 from slice3d.inference.by_intensity import reduce_by_intensity
 from slice3d.inference.cascade import in_region, region_for
 from slice3d.inference.case import Case, Run, moved, padded, permuted, permuted_floats, slab_axis, three
-from slice3d.inference.census import Point, centres, volumes_ml
+from slice3d.inference.census import Point, located
 from slice3d.inference.decide import Decision, decision_for, label_type, names_of, only, search_for, wanted_structures
 from slice3d.inference.hardware import choose_device, choose_dtype, computing, cores
 from slice3d.inference.networks import Networks, flips, mirror_axes
@@ -156,7 +156,9 @@ class Engine:
         run.clock("check", begin)
         search = search_for(self.package, wanted, settings)
         with computing(settings.threads):
-            labels, probabilities, tallies, places = self._run(volumes, search.structures, settings, run, progress)
+            labels, probabilities, tallies, (places, volumes_ml) = self._run(
+                volumes, search.structures, settings, run, progress
+            )
         start = time.perf_counter()
         postprocess.keep_largest(labels, search.own_steps)
         if search.inside:
@@ -179,7 +181,7 @@ class Engine:
         ct = said == "CT" if said else self.package.modality == ("CT",)  # as `checks` takes it
         findings += reliability.check_tested(wanted, self.package)
         findings += reliability.check_result(
-            result, wanted, measured, places, ranges_ml=ranges, image=volumes[0], ct=ct, volumes_ml=run.volumes_ml
+            result, wanted, measured, places, ranges_ml=ranges, image=volumes[0], ct=ct, volumes_ml=volumes_ml
         )
         run.clock("reliability", start)
         run.timings["total"] = round(time.perf_counter() - begin, 4)
@@ -212,7 +214,7 @@ class Engine:
         settings: InferenceSettings,
         run: Run,
         progress: Progress,
-    ) -> tuple[NDArray[Any], dict[str, NDArray[Any]], dict[str, Tally], dict[str, Point]]:
+    ) -> tuple[NDArray[Any], dict[str, NDArray[Any]], dict[str, Tally], tuple[dict[str, Point], dict[str, float]]]:
         start = time.perf_counter()
         frame = make_frame(volumes, self.package)
         slab = slab_axis(frame.shape, self.package.patch_size)
@@ -231,12 +233,11 @@ class Engine:
             reducer, seen, run.grey_values = reduce_by_intensity(
                 self.networks, case, self._sweep(settings), volumes[0], labels, decision
             )
-            run.volumes_ml = volumes_ml(seen, case, self.package)
             return (
                 labels,
                 _probabilities(reducer, case, volumes[0]),
                 reducer.tallies,
-                centres(seen, case, volumes[0], self.package),
+                located(seen, case, volumes[0], self.package),
             )
         box, census = locate(self.networks, case, channels)
         while True:
@@ -247,8 +248,7 @@ class Engine:
             box = larger
             labels[...] = 0
         run.region = None if box is None else [[int(n) for n in corner] for corner in box]
-        run.volumes_ml = volumes_ml(census or reducer.census, case, self.package)
-        places = centres(census or reducer.census, case, volumes[0], self.package)
+        places = located(census or reducer.census, case, volumes[0], self.package)
         return labels, _probabilities(reducer, case, volumes[0]), reducer.tallies, places
 
     def _sweep(self, settings: InferenceSettings) -> Sweep:

@@ -26,7 +26,6 @@ MEASURES = ("soft_dice", "mean_entropy")
 _LOW_DICE = 0.8
 _CONTACT_MM2 = 100.0
 _CONTACT_SHARE = 0.15  # of volume^(2/3): a structure of a few millilitres is cut with less contact than that
-_SIDE_MARGIN_MM = 10.0
 
 
 def measure(tallies: Mapping[str, Tally], package: ModelPackage) -> dict[str, dict[str, Any]]:
@@ -87,7 +86,7 @@ def check_result(
 
     ranges_ml: structure → (lowest, highest) volume that the model's own data make plausible, before the table of
     `anatomy`. image: what was segmented, same grid: shows what was padded. ct: it is one, and shows where its
-    reconstruction ends. volumes_ml: structure → volume, of all the model found; without it, of what is in the result.
+    reconstruction ends. volumes_ml: structure → volume, of all the model found.
     """
     findings: list[Finding] = []
     whole = _counted(result.labels)
@@ -105,14 +104,7 @@ def check_result(
         findings += cut
         findings += _volume(result, name, voxels, bool(cut), (ranges_ml or {}).get(name))
         findings += _confidence(name, measured.get(name, {}))
-    millilitre = result.grid.voxel_volume_mm3 / 1000.0
-    own = {
-        name: float(whole[[v for v in result.values(name) if v < len(whole)]].sum()) * millilitre
-        for name in result.structures
-    }
-    return findings + (
-        check_sides(centres) or orientation.check_places(centres, own if volumes_ml is None else volumes_ml)
-    )
+    return findings + orientation.check_orientation(centres, volumes_ml or {})
 
 
 def check_tested(wanted: Sequence[str], package: ModelPackage) -> list[Finding]:
@@ -198,36 +190,4 @@ def _confidence(name: str, measured: Mapping[str, Any]) -> list[Finding]:
             f"{name}: the model is unsure (self-agreement {own:.2f}, not calibrated): check the outline slice by slice"
         )
         return [Finding("model-unsure", text, details={"structure": name, "soft_dice": own})]
-    return []
-
-
-# (structure, structure, world axis, what it means when the first does not lie further along the axis)
-_ORDER = (
-    ("liver", "spleen", 0, "the liver lies left of the spleen"),
-    ("kidney_right", "kidney_left", 0, "the right kidney lies left of the left one"),
-    ("lung_right", "lung_left", 0, "the right lung lies left of the left one"),
-    ("lung_right", "kidney_right", 2, "the lung lies below the kidney"),
-    ("lung_left", "kidney_left", 2, "the lung lies below the kidney"),
-    ("liver", "body", 0, "the liver lies left of the middle of the body"),
-    ("cerebral_white_matter_right", "cerebral_white_matter_left", 0, "the right hemisphere lies left of the left one"),
-    ("thalamus_right", "thalamus_left", 0, "the right thalamus lies left of the left one"),
-    ("thalamus_left", "cerebellum_left", 2, "the cerebellum lies above the thalamus"),
-    ("thalamus_left", "cerebellum_left", 1, "the cerebellum lies in front of the thalamus"),
-    ("hippocampus_anterior", "hippocampus_posterior", 1, "the anterior hippocampus lies behind the posterior one"),
-)
-
-
-def check_sides(centres: Mapping[str, tuple[float, float, float]]) -> list[Finding]:
-    """A finding when organs lie on the wrong side of each other. centres: structure → world RAS mm."""
-    for first, second, axis, what in _ORDER:
-        if first in centres and second in centres:
-            ahead = centres[first][axis] - centres[second][axis]
-            if ahead < -_SIDE_MARGIN_MM:
-                cause = ("mirrored (or this is situs inversus)", "back to front", "upside down")[axis]
-                text = (
-                    f"{what} by {-ahead:.0f} mm: the image's orientation is wrong, or it is {cause}; "
-                    "check left and right before use"
-                )
-                details = {"first": first, "second": second, "distance_mm": round(-ahead, 1)}
-                return [Finding("orientation-implausible", text, severity="error", details=details)]
     return []

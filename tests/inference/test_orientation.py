@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from slice3d.grid import Grid
-from slice3d.inference.orientation import check_places
-from slice3d.inference.reliability import check_result, check_sides
+from slice3d.inference.orientation import check_places, check_sides
+from slice3d.inference.reliability import check_result
 from slice3d.volume import Segmentation
 
 NAMES = {1: "liver", 2: "spleen", 3: "kidney_left", 4: "kidney_right", 9: "body"}
@@ -46,7 +46,9 @@ def centres(found: Segmentation) -> dict[str, tuple[float, float, float]]:
 
 
 def said(found: Segmentation, wanted: tuple[str, ...] = ("liver", "spleen")) -> list[str]:
-    findings = [f for f in check_result(found, wanted, {}, centres(found)) if f.code == "orientation-implausible"]
+    ml = {n: float(found.mask(n).sum()) * found.grid.voxel_volume_mm3 / 1000 for n in ("liver", "spleen")}
+    result = check_result(found, wanted, {}, centres(found), volumes_ml=ml)
+    findings = [f for f in result if f.code == "orientation-implausible"]
     assert all("\n" not in f.message for f in findings)
     return [f"{f.severity}: {f.message}" for f in findings]
 

@@ -11,8 +11,9 @@ import pytest
 from slice3d.errors import InputError
 from slice3d.grid import Grid
 from slice3d.inference.checks import check_input, not_hounsfield, unlike_hounsfield
+from slice3d.inference.orientation import check_sides
 from slice3d.inference.reduce import Tally
-from slice3d.inference.reliability import calibrate, check_result, check_sides, check_tested, measure
+from slice3d.inference.reliability import calibrate, check_result, check_tested, measure
 from slice3d.models import ModelPackage
 from slice3d.volume import Segmentation, Volume
 from tests.inference.builders import coarse_labels as labels

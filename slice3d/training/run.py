@@ -197,7 +197,7 @@ def remember_cases(out: Path, training: Sequence[str], held: Sequence[str]) -> N
     """Write which cases a run draws from, or raise `InputError` when the run in `out` was begun with others."""
     from slice3d.training.loop import CHECKPOINT
 
-    now = {"training": list(training), "held_out": list(held)}
+    now = {"cases": list(training), "held_out": list(held)}
     path = out / CASES
     before = _cases_of(out) if (out / CHECKPOINT).exists() else None
     if before is not None and sorted(before["held_out"]) != sorted(now["held_out"]):
@@ -205,10 +205,10 @@ def remember_cases(out: Path, training: Sequence[str], held: Sequence[str]) -> N
             f"the run in {out} was begun with {', '.join(before['held_out'])} held out, now {', '.join(now['held_out'])} would be; "
             f"what was trained on can't be held out: set held_out = {json.dumps(before['held_out'])}, or choose another folder"
         )
-    if before is not None and sorted(before["training"]) != sorted(now["training"]):
-        other = sorted(set(before["training"]) ^ set(now["training"]))[0]
+    if before is not None and sorted(before["cases"]) != sorted(now["cases"]):
+        other = sorted(set(before["cases"]) ^ set(now["cases"]))[0]
         raise InputError(
-            f"the run in {out} was begun with {len(before['training'])} cases to train on, now there are {len(now['training'])} "
+            f"the run in {out} was begun with {len(before['cases'])} cases to train on, now there are {len(now['cases'])} "
             f"({other} is in one of both); go on with the data set that it was begun with, or choose another folder"
         )
     if before is None or not path.exists():
@@ -219,19 +219,16 @@ def remember_cases(out: Path, training: Sequence[str], held: Sequence[str]) -> N
 
 def _cases_of(out: Path) -> dict[str, list[str]] | None:
     """Which cases the run in `out` draws from, by its own account or, where it is older than that, its package's."""
-    for path, keys in ((out / CASES, ()), (out / "package" / "model.json", ("training",))):
-        if not path.exists():
-            continue
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            for key in keys:
-                found = found[key]
-            return {"training": list(found.get("training", found.get("cases"))), "held_out": list(found["held_out"])}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path} is damaged; expected the names of the run's cases; choose another folder"
-            ) from error
-    return None
+    own, package = out / CASES, out / "package" / "model.json"
+    path = own if own.exists() else package
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found = found if path == own else found["training"]
+        return {"cases": list(found["cases"]), "held_out": list(found["held_out"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged; expected the names of the run's cases; choose another folder") from error
 
 
 def made(out: Path) -> Path:

@@ -124,14 +124,15 @@ def train_torso(
     from slice3d.training.crops import Pool
     from slice3d.training.curves import draw_stages
     from slice3d.training.export import export
-    from slice3d.training.loop import fit, warm_start
+    from slice3d.training.loop import first_process_first, fit, warm_start
     from slice3d.training.validate import WholeVolumes
 
     recipe = recipe or Recipe()
     if not recipe.held_out:
         raise InputError("no held-out case; expected at least one: each network of the package leaves one out")
     pool = out / f"pool-{VERSION}"  # other versions label the same cases in another way
-    prepare_pool(data, pool, synthetic=recipe.synthetic, phantoms=recipe.phantoms, progress=progress)
+    with first_process_first(processes):
+        prepare_pool(data, pool, synthetic=recipe.synthetic, phantoms=recipe.phantoms, progress=progress)
     coarse, middle, fine = coarse_settings(recipe), middle_settings(recipe), fine_settings(recipe)
     report(
         f"{coarse.steps} steps at {COARSE_MM[0]} mm, {middle.steps} at {MIDDLE_MM[0]} mm, then {fine.steps} at "
@@ -152,5 +153,8 @@ def train_torso(
         warm_start(shared, out / f"without-{name}")
         last.append(train(f"without-{name}", fine, FINE_MIX, (name,)))
     drawn = ("coarse", "middle", f"without-{recipe.held_out[0]}")
-    draw_stages([out / stage for stage in drawn], out / "learning-curves.png")
-    return export(last, replace(fine, spacing_mm=WORKING_MM), package_facts(recipe.held_out), out / "package")
+    with first_process_first(processes) as first:
+        if not first:
+            return out / "package"
+        draw_stages([out / stage for stage in drawn], out / "learning-curves.png")
+        return export(last, replace(fine, spacing_mm=WORKING_MM), package_facts(recipe.held_out), out / "package")

@@ -63,7 +63,12 @@ def test_notebook_runs_from_a_clean_kernel(path: Path, tmp_path: Path, monkeypat
     monkeypatch.setenv("PYTHONWARNINGS", "ignore:Port 8787 is already in use:UserWarning")
     monkeypatch.delenv("MPLBACKEND", raising=False)  # so that figures are shown as they are to a reader
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=540, kernel_name="python3", resources={"metadata": {"path": str(here)}}).execute()
+    client = NotebookClient(notebook, timeout=540, kernel_name="python3", resources={"metadata": {"path": str(here)}})
+    kernels = []
+    client.on_notebook_start = lambda **_: kernels.append(client.km.provisioner.process)
+    client.execute()
+    # nbclient may let go of a kernel that is still on its way out: whichever test runs then would be blamed
+    assert [kernel.wait(60) for kernel in kernels] != []
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     kinds = {kind for output in outputs for kind in output.get("data", {})}
     assert "image/png" in kinds  # a figure was drawn, not only named

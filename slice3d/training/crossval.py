@@ -25,6 +25,8 @@ from slice3d.training.dataset import TrainingPair
 from slice3d.training.settings import TrainSettings
 from slice3d.volume import Segmentation
 
+_FEWEST_CASES = 10  # for a calibration of a structure by itself
+
 Scores = dict[str, dict[str, dict[str, float]]]
 """case → structure → measure → value."""
 
@@ -82,11 +84,13 @@ def train_folds(
 
 def score_folds(
     package: ModelPackage, pairs: Sequence[TrainingPair], folds: Sequence[Sequence[str]], *,
-    settings: InferenceSettings | None = None, lesions: bool = False, progress: Progress = silent,
+    settings: InferenceSettings | None = None, lesions: bool = False, ignore: int | None = None,
+    progress: Progress = silent,
 ) -> Scores:  # fmt: skip
     """Every case segmented from its file, as a user would, by the fold that was not trained on it.
 
-    settings: for the runs (`folds` is replaced). lesions: also count lesions found, missed and invented.
+    settings: for the runs (`folds` is replaced). lesions: also count lesions found, missed and invented. ignore: label
+    value of voxels that count for nothing.
     """
     from dataclasses import replace
 
@@ -97,18 +101,19 @@ def score_folds(
         for name in held:
             volume = load(by_name[name].image)
             result = engine.predict(volume)
-            truth = load_segmentation(by_name[name].labels, names=dict(package.labels), reference=volume)
-            scores[name] = score(result, truth.labels, package, lesions=lesions)
+            values = {**package.labels, **({} if ignore is None else {ignore: "ignore"})}
+            truth = load_segmentation(by_name[name].labels, names=values, reference=volume)
+            scores[name] = score(result, truth.labels, package, lesions=lesions, ignore=ignore)
             progress("scoring", len(scores) / max(1, sum(map(len, folds))))
     return scores
 
 
 def score(
-    result: Segmentation, truth: Any, package: ModelPackage, *, lesions: bool = False
+    result: Segmentation, truth: Any, package: ModelPackage, *, lesions: bool = False, ignore: int | None = None
 ) -> dict[str, dict[str, float]]:
     """Overlap, distance and volume of every structure that the truth holds, and the model's agreement with itself.
 
-    truth: (i, j, k) label values of the package on the result's grid.
+    truth: (i, j, k) label values of the package on the result's grid, and `ignore` where nothing is known.
     """
     out: dict[str, dict[str, float]] = {}
     measured = result.metadata.get("reliability", {})
@@ -116,13 +121,15 @@ def score(
         reference = np.isin(truth, package.values(name))
         if not reference.any():
             continue
-        mask = result.mask(name)
+        mask = result.mask(name) if ignore is None else result.mask(name) & (truth != ignore)
         row = {
             "dice": round(dice(mask, reference), 4),
-            "hd95_mm": round(hausdorff_mm(surface_distances(mask, reference, result.grid), percentile=95), 2),
             "volume_ml": round(volume_ml(mask, result.grid), 3),
             "reference_ml": round(volume_ml(reference, result.grid), 3),
         }
+        if mask.any():  # nothing is at no distance from anything
+            away = hausdorff_mm(surface_distances(mask, reference, result.grid), percentile=95)
+            row["hd95_mm"] = round(away, 2)
         own = measured.get(name, {}).get("soft_dice")
         if own is not None:
             row["soft_dice"] = own
@@ -134,7 +141,7 @@ def score(
 
 
 def reliability(scores: Mapping[str, Mapping[str, Mapping[str, float]]], *, per_structure: bool) -> dict[str, Any]:
-    """`reliability` of `model.json` from held-out scores. per_structure: a line for each where there are many cases."""
+    """`reliability` of `model.json` from held-out scores. per_structure: a line of its own for what ten cases or more hold."""
     pairs: dict[str, list[tuple[float, float]]] = {}
     for table in scores.values():
         for name, row in table.items():
@@ -143,7 +150,8 @@ def reliability(scores: Mapping[str, Mapping[str, Mapping[str, float]]], *, per_
     every = [pair for found in pairs.values() for pair in found]
     if not every:
         return {}
-    lines = {name: calibrate(found) for name, found in pairs.items()} if per_structure else {}
+    many = {name: found for name, found in pairs.items() if len(found) >= _FEWEST_CASES}
+    lines = {name: calibrate(found) for name, found in many.items()} if per_structure else {}
     return {"measure": "soft_dice", "default": calibrate(every), "structures": lines}
 
 
@@ -189,6 +197,11 @@ def last_validation(folder: Path, labels: Mapping[int, str]) -> Scores:
             if name in table:
                 table[name]["reference_ml"] = round(found["voxels"].get(str(value), 0) * voxel, 3)
     return facts
+
+
+def hd95(row: Mapping[str, float]) -> str:
+    """95 % Hausdorff distance in mm for a table; of what was not found there is none."""
+    return f"{row['hd95_mm']:.1f}" if "hd95_mm" in row else "–"
 
 
 def case_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]], folds: Sequence[Sequence[str]]) -> list[str]:

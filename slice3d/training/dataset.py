@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slice3d.errors import InputError
-from slice3d.training.structures import IGNORE, PARTIAL
+from slice3d.training.structures import PARTIAL
 
 log = logging.getLogger(__name__)
 
@@ -135,21 +135,16 @@ def _labels(found: Any, name: str) -> tuple[dict[int, str], int | None]:
             f"labels of {name} are {sorted(v for v, _ in pairs if v)}; expected consecutive numbers from 1 (0 is "
             "background), each once; renumber them in dataset.json and in the label files"
         )
-    _check_count(names, ignore, name)
+    _check_count(names, name)
     return names, ignore
 
 
-def _check_count(names: Mapping[int, str], ignore: int | None, name: str) -> None:
+def _check_count(names: Mapping[int, str], name: str) -> None:
     """What the loss can tell apart: see `structures.PARTIAL`."""
     if not names:
         raise InputError(f"`labels` of {name} names no structure; expected at least one beside background and ignore")
     if max(names) >= _FIRST_PARTIAL:
         raise InputError(f"{name} has {len(names)} structures; expected at most {_FIRST_PARTIAL - 1}; merge some")
-    if ignore is not None and not set(names) <= set(PARTIAL[IGNORE]):
-        raise InputError(
-            f"{name} has an ignore label and {len(names)} structures; expected at most {len(PARTIAL[IGNORE]) - 1} with "
-            "one; merge some, or crop the cases to what is labelled"
-        )
 
 
 def _listed(folder: Path, training: Any) -> list[TrainingPair]:

@@ -247,11 +247,13 @@ def train_dataset(
     """Train on an MSD or nnU-Net raw data set and return the exported package's folder, `out/package`.
 
     `out` also holds `cases.json`, the cached cases, `history.jsonl`, TensorBoard logs, `learning-curves.png` and
-    `validation.json`. An interrupted run goes on where it was. report: gets the plan and results line by line.
+    `validation.json`, scores of the held-out cases as the package segments their files. An interrupted run goes on where
+    it was. report: gets the plan and results line by line.
     Raises `InputError` for a data set or configuration that cannot be used.
     """
     from slice3d.training.cases import load_case
     from slice3d.training.crops import Pool
+    from slice3d.training.finish import CACHE, Run, finish
     from slice3d.training.loop import first_process_first, fit
     from slice3d.training.prepare import prepare
     from slice3d.training.validate import WholeVolumes
@@ -265,7 +267,7 @@ def train_dataset(
     with first_process_first(processes) as first:
         if first:
             remember_cases(made(out), training, held)
-        cache = prepare(dataset, plan, out / "cache", progress=progress)
+        cache = prepare(dataset, plan, out / CACHE, progress=progress)
     validation = WholeVolumes([load_case(cache, name) for name in held], settings)
     checkpoint = fit(
         Pool({cache: 1.0}, without=held), settings, out, validate=validation, processes=processes, progress=progress
@@ -273,7 +275,13 @@ def train_dataset(
     with first_process_first(processes) as first:
         if not first:
             return out / "package"
-        return finish(dataset, settings, options, checkpoint, out, training=training, held=held, report=report)
+        run = Run(package_name(options, dataset), options.version, dataset, settings, training, held, out)
+        return finish(run, checkpoint, report=report, progress=progress)
+
+
+def package_name(options: RunOptions, dataset: Dataset) -> str:
+    """The configuration's, or the data set's in letters that a package may have."""
+    return options.name or "".join(c if c.isalnum() or c in "._-" else "-" for c in dataset.name)
 
 
 def run_lines(plan: Plan, settings: TrainSettings, training: Sequence[str], held: Sequence[str]) -> list[str]:
@@ -284,59 +292,3 @@ def run_lines(plan: Plan, settings: TrainSettings, training: Sequence[str], held
         f"cases      {len(training)} to train on, {len(held)} held out: {', '.join(held)}",
         f"steps      {settings.steps}, {settings.batch_size} patches each, learning rate from {settings.lr:g}",
     ]
-
-
-def finish(
-    dataset: Dataset, settings: TrainSettings, options: RunOptions, checkpoint: Path, out: Path, *,
-    training: Sequence[str], held: Sequence[str], report: Callable[[str], None],
-) -> Path:  # fmt: skip
-    """Scores of the last validation, the learning curves and the package."""
-    from slice3d.training.curves import draw_curves, read_history
-    from slice3d.training.export import CardFacts, export
-
-    rows = [row for row in read_history(out) if row["step"] == settings.steps and any("/" in key for key in row)]
-    last = rows[-1] if rows else {}
-    scores: dict[str, dict[str, Any]] = {}
-    for key, value in last.items():
-        if "/" in key:
-            case, structure = key.split("/", 1)
-            scores.setdefault(case, {})[structure] = {"dice": round(float(value), 4)}
-    (out / "validation.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    for case, table in scores.items():
-        report(f"{case}: " + ", ".join(f"{name} {entry['dice']:.3f}" for name, entry in table.items()))
-    draw_curves(out, out / "learning-curves.png")
-    name = options.name or "".join(c if c.isalnum() or c in "._-" else "-" for c in dataset.name)
-    facts = CardFacts(
-        name=name,
-        version=options.version,
-        licence=dataset.licence,
-        modality=(dataset.modality,) if dataset.modality else (),
-        training={
-            "dataset": dataset.name,
-            "cases": list(training),
-            "held_out": list(held),
-            "settings": settings.to_dict(),
-        },
-        scores=scores,
-        card=_card(name, dataset, training, held, scores),
-    )
-    return export(checkpoint, settings, facts, out / "package")
-
-
-def _card(
-    name: str, dataset: Dataset, training: Sequence[str], held: Sequence[str], scores: Mapping[str, Mapping[str, Any]]
-) -> str:
-    table = [
-        f"| {case} | {structure} | {entry['dice']:.3f} |"
-        for case, row in scores.items()
-        for structure, entry in row.items()
-    ]
-    return "\n".join(
-        [
-            f"# {name}", "",
-            f"Structures: {', '.join(dataset.labels.values())}. Trained on {len(training)} cases of {dataset.name} "
-            f"(licence: {dataset.licence}). Not a medical device.", "",
-            "| held-out case | structure | Dice |", "|---|---|---|", *table, "",
-            f"Training cases: {', '.join(training)}. Held out: {', '.join(held)}.", "",
-        ]
-    )  # fmt: skip

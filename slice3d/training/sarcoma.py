@@ -139,7 +139,7 @@ def case_rows(scores: Mapping[str, Any], folds: Sequence[Sequence[str]]) -> list
     fold_of = {case: number for number, held in enumerate(folds) for case in held}
     head = "| case | held out of fold | Dice | HD95, mm | volume, ml | reference, ml | found | missed | invented |"
     return [head, "|---|---|---|---|---|---|---|---|---|"] + [
-        f"| {case} | {fold_of[case]} | {r['dice']:.3f} | {r['hd95_mm']:.1f} | {r['volume_ml']:.0f} | "
+        f"| {case} | {fold_of[case]} | {r['dice']:.3f} | {crossval.hd95(r)} | {r['volume_ml']:.0f} | "
         f"{r['reference_ml']:.0f} | {r['found']} | {r['missed']} | {r['invented']} |"
         for case, table in sorted(scores.items())
         for r in table.values()

@@ -39,7 +39,7 @@ IN_BODY = 252
 NOT_LUNG_OR_BONE = 251
 NO_ORGAN = 250
 PARTIAL: dict[int, tuple[int, ...]] = {
-    IGNORE: (BACKGROUND, *VALUES.values()),
+    IGNORE: tuple(range(NO_ORGAN)),  # whatever a data set names
     SOFT_TISSUE: (1, 2, 3, 4, 8, 10, *_BODY),
     SOFT_TISSUE_OR_BONE: (1, 2, 3, 4, 7, 8, 10, *_BODY),
     IN_BODY: tuple(VALUES.values()),

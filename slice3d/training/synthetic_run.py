@@ -15,7 +15,7 @@ from slice3d.training.dataset import Dataset
 from slice3d.training.generator import GeneratorSettings, LabelMap, generate
 from slice3d.training.labelmaps import GeneratedCrops, LabelFolder, read_label_folder, read_maps, whole_case
 from slice3d.training.plan import Fingerprint, Plan, make_plan
-from slice3d.training.run import RunOptions, finish, made, remember_cases, run_lines, settings_for, split
+from slice3d.training.run import RunOptions, made, package_name, remember_cases, run_lines, settings_for, split
 from slice3d.training.settings import IntensitySettings, TrainSettings
 
 PERCENTILES = IntensitySettings(scheme="percentiles")
@@ -49,6 +49,7 @@ def train_label_maps(
     `train_dataset` leaves, and `samples.png`, pictures of what was painted. Raises `InputError` for a folder or
     configuration that cannot be used.
     """
+    from slice3d.training.finish import Run, finish
     from slice3d.training.loop import first_process_first, fit
     from slice3d.training.validate import WholeVolumes
 
@@ -76,7 +77,8 @@ def train_label_maps(
     with first_process_first(processes) as first:
         if not first:
             return out / "package"
-        return finish(dataset, settings, options, checkpoint, out, training=training, held=held, report=report)
+        run = Run(package_name(options, dataset), options.version, dataset, settings, training, held, out)
+        return finish(run, checkpoint, report=report)
 
 
 def draw_samples(

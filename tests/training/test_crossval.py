@@ -1,6 +1,7 @@
 """Cross-validation: no network is scored on a case that it, or the stage it began from, was trained on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from slice3d.errors import InputError
 from slice3d.grid import Grid
 from slice3d.training import cases, crossval, hippocampus, sarcoma
-from slice3d.training.crossval import make_folds, reliability, score, summary
+from slice3d.training.crossval import hd95, make_folds, reliability, score, summary
 from slice3d.volume import Segmentation
 from tests.training.builders import write_hippocampi
 
@@ -85,6 +86,14 @@ def test_scores_of_a_known_overlap() -> None:
     assert table["hippocampus"]["reference_ml"] == pytest.approx(0.256)
     assert (table["hippocampus"]["found"], table["hippocampus"]["missed"]) == (1, 0)
     assert "soft_dice" not in table["hippocampus_posterior"]
+    assert "hd95_mm" in table["hippocampus"]
+    nothing = replace(result, labels=np.zeros_like(found))
+    row = score(nothing, truth, Package)["hippocampus"]  # type: ignore[arg-type]
+    assert row["dice"] == 0
+    assert "hd95_mm" not in row, "infinity is no JSON"
+    assert hd95(row) == "–"
+    unknown = np.where(found == 0, 9, truth)  # nothing but what was drawn is known
+    assert score(result, unknown, Package, ignore=9)["hippocampus"]["dice"] == 1  # type: ignore[arg-type]
 
 
 def test_calibration_and_summary_come_from_the_scores() -> None:

@@ -71,6 +71,56 @@ def test_exported_package_segments_a_file_of_the_data_set(finished: Path, datase
         assert 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b)) > least
 
 
+def test_held_out_cases_are_scored_from_their_files_on_their_own_grid(finished: Path, dataset: Path) -> None:
+    from scipy import ndimage
+
+    from slice3d.inference import predict
+    from slice3d.io import load, load_segmentation
+    from slice3d.models.package import read_package
+
+    row = json.loads((finished / "validation.json").read_text())["case_1"]["big_organ"]
+    package = read_package(finished / "package")
+    assert package.description["scores"]["case_1"]["big_organ"] == row
+    truth = load_segmentation(dataset / "labelsTr" / "case_1.nii.gz", names={1: "big_organ", 2: "small"})
+    result = predict(load(dataset / "imagesTr" / "case_1.nii.gz"), package)
+    a, b = result.mask("big_organ"), truth.mask("big_organ")
+    assert row["dice"] == pytest.approx(2 * np.count_nonzero(a & b) / (a.sum() + b.sum()), abs=5e-3)
+    assert row["reference_ml"] == pytest.approx(b.sum() * truth.grid.voxel_volume_mm3 / 1000, abs=0.01)
+    inside = ndimage.distance_transform_edt(b, truth.grid.spacing_mm)
+    outside = ndimage.distance_transform_edt(~b, truth.grid.spacing_mm)
+    edge = a & ~ndimage.binary_erosion(a)
+    assert row["hd95_mm"] == pytest.approx(np.percentile((inside + outside)[edge], 95), abs=3.2)
+    card = (finished / "package" / "README.md").read_text()
+    assert f"| case_1 | big_organ | {row['dice']:.3f} | {row['hd95_mm']:.1f} |" in card
+    assert "no expected Dice: 3 or more held-out cases are needed" in card
+    assert not package.reliability, "of one held-out case and six in all"
+    assert "big_organ" not in result.metadata["expected_dice"]
+
+
+def test_with_enough_cases_results_carry_expected_dice_and_are_measured_against_the_cases_volumes(
+    tmp_path: Path,
+) -> None:
+    from slice3d.inference import predict
+    from slice3d.io import load
+    from slice3d.models.package import read_package
+
+    many = write_dataset(tmp_path / "many", cases=12, shape=(40, 34, 24))
+    held = ("case_1", "case_4", "case_7")
+    package = read_package(train_dataset(many, tmp_path / "run", replace(options(steps=30), held_out=held)))
+    scores = json.loads((tmp_path / "run" / "validation.json").read_text())
+    assert tuple(scores) == held
+    assert package.reliability["default"]["cases"] == 6
+    assert package.reliability["structures"] == {}, "too few for a line of each"
+    result = predict(load(many / "imagesTr" / "case_4.nii.gz"), package)
+    expected = result.metadata["expected_dice"]
+    found = {name: row["dice"] for name, row in scores["case_4"].items()}
+    assert expected["big_organ"] == pytest.approx(found["big_organ"], abs=0.15)
+    low, high = package.reliability["volume_ml"]["big_organ"]
+    for case in held:
+        assert low < scores[case]["big_organ"]["reference_ml"] < high
+    assert high < 4 * scores["case_1"]["big_organ"]["reference_ml"]
+
+
 def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     dataset: Path, finished: Path, tmp_path: Path
 ) -> None:

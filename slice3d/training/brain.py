@@ -118,7 +118,7 @@ def train_brain(
     """Run the recipe and return the package's folder. Each stage goes on where an interrupted run left it."""
     from slice3d.training.curves import draw_curves
     from slice3d.training.export import export
-    from slice3d.training.loop import fit, warm_start
+    from slice3d.training.loop import first_process_first, fit, warm_start
     from slice3d.training.validate import WholeVolumes
 
     recipe = recipe or BrainRecipe()
@@ -143,8 +143,11 @@ def train_brain(
         )  # fmt: skip
     if before is None:
         raise InputError("a recipe without stages trains nothing; expected at least one")
-    draw_curves(before.parent, out / "learning-curves.png")
-    return export(before, settings, package_facts(training, recipe.held_out), out / "package")
+    with first_process_first(processes) as first:
+        if not first:
+            return out / "package"
+        draw_curves(before.parent, out / "learning-curves.png")
+        return export(before, settings, package_facts(training, recipe.held_out), out / "package")
 
 
 def package_facts(

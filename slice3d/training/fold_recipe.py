@@ -42,21 +42,35 @@ def train_fold_recipe(
 
     `out` also holds the prepared cases, a folder per stage, `learning-curves.png` and `cross-validation.json`.
     """
-    from slice3d.models.package import read_package
-    from slice3d.training.curves import draw_stages
+    from slice3d.training.loop import first_process_first
     from slice3d.training.prepare import prepare
 
-    stages, every = recipe.stages, [recipe.shared, *recipe.stages]
-    pairs = recipe.dataset.pairs
-    folds = crossval.make_folds([pair.name for pair in pairs], recipe.folds, seed=recipe.shared.seed)
-    cache = prepare(recipe.dataset, stages[-1], out / "cases", progress=progress)
+    stages = recipe.stages
+    folds = crossval.make_folds([pair.name for pair in recipe.dataset.pairs], recipe.folds, seed=recipe.shared.seed)
+    with first_process_first(processes):
+        cache = prepare(recipe.dataset, stages[-1], out / "cases", progress=progress)
     checkpoints = crossval.train_folds(
         cache, folds, stages, out, shared=recipe.shared, report=report, processes=processes, progress=progress
     )
+    with first_process_first(processes) as first:
+        return _finish(recipe, checkpoints, folds, out, report, progress) if first else out / "package"
+
+
+def _finish(
+    recipe: FoldRecipe, checkpoints: Sequence[Path], folds: Folds, out: Path, report: Callable[[str], None],
+    progress: Progress,
+) -> Path:  # fmt: skip
+    """Learning curves, the package, its scores and, with these, the package's card."""
+    from slice3d.models.package import read_package
+    from slice3d.training.curves import draw_stages
+
+    stages, every = recipe.stages, [recipe.shared, *recipe.stages]
     draw_stages(sorted(path.parent for path in out.glob("*/history.jsonl")), out / "learning-curves.png")
     shipped = replace(stages[-1], patch_size=recipe.window)
     package = export(checkpoints, shipped, recipe.facts(folds, every, {}), out / "package")
-    scores = crossval.score_folds(read_package(package), pairs, folds, lesions=recipe.lesions, progress=progress)
+    scores = crossval.score_folds(
+        read_package(package), recipe.dataset.pairs, folds, lesions=recipe.lesions, progress=progress
+    )
     found = crossval.summary(scores)
     results = {"folds": folds, "scores": scores, "summary": found}
     (out / "cross-validation.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

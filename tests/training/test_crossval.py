@@ -1,6 +1,9 @@
 """Cross-validation: no network is scored on a case that it, or the stage it began from, was trained on."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,3 +180,25 @@ def test_missing_data_is_one_line(tmp_path: Path) -> None:
         hippocampus.read(tmp_path)
     with pytest.raises(InputError, match=r"sarcoma-mr/\*_mask"):
         sarcoma.read(tmp_path)
+
+
+def test_two_processes_train_the_folds_together_and_one_prepares_scores_and_exports(
+    crops: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from slice3d.training import crossval, hippocampus\n"
+        "from slice3d.training.loop import Processes\n"
+        "recipe = hippocampus.Recipe(folds=2, shared_steps=2, steps=2, again=())\n"
+        "hippocampus.train_hippocampus(Path(sys.argv[1]), Path(sys.argv[2]), recipe=recipe, processes=Processes(2),\n"
+        "                              report=lambda line: print(line, flush=True))\n"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(crops),
+         str(tmp_path / "run")],
+        env=env, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("anterior: Dice") == 1, "scored once"
+    assert (tmp_path / "run" / "package" / "model.json").exists()

@@ -99,7 +99,7 @@ def fit(
     pool: cases to crop at random, or a map-style data set whose item n is crop n. Continues from `folder/last.ckpt` when it is there: crops, their augmentation and the learning rate depend on the
     step number only, so an interrupted run ends with the weights of an uninterrupted one. validate: called with the
     averaged network every `validate_every` steps, in the first process. stop_after: leave off at this step of the
-    schedule. Raises `InputError` when the folder holds a run with other settings.
+    schedule. Raises `InputError` when the folder holds a run with other settings and when gradients become infinite.
     """
     torch.set_num_threads(settings.threads)
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,13 @@ def fit(
         images = fabric.to_device(images).to(memory_format=torch.channels_last_3d)
         loss = loss_fn(network(images), fabric.to_device(labels))
         fabric.backward(loss)
-        fabric.clip_gradients(network, optimizer, max_norm=settings.clip_gradient)
+        norm = fabric.clip_gradients(network, optimizer, max_norm=settings.clip_gradient, error_if_nonfinite=False)
+        # scaled float16 gradients overflow now and then: Fabric leaves such a step out
+        if settings.precision != "16-mixed" and not math.isfinite(float(norm)):
+            raise InputError(
+                f"training broke down in step {step + 1}: gradients are not finite; begin anew in another folder with a lower "
+                f"learning rate than {settings.lr:g}, and look for values far out of range in the images"
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         _average(state["ema"], network.module, min(settings.ema, (step + 1) / (step + 10)))

@@ -17,6 +17,7 @@ from slice3d.errors import InputError
 from slice3d.training.settings import IntensitySettings, Triple
 
 _LEAST_EDGE = 4
+_LEAST_LEVELS = 3  # of a DynUNet
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,15 @@ def _patch(median: NDArray[Any], spacing: NDArray[Any], budget: int) -> tuple[li
     now, step = edges.astype(float), np.asarray(spacing, float).copy()
     while len(strides) < 6:
         halve = [int(n >= 2 * _LEAST_EDGE and s < 2 * step.min()) for n, s in zip(now, step, strict=True)]
+        if not any(halve) and len(strides) < _LEAST_LEVELS:
+            halve = [int(s < 2 * step.min()) for s in step]  # the patch grows to fit: crops are padded
         if not any(halve):
             break
         strides.append([2 if h else 1 for h in halve])
         now = np.where(halve, now / 2, now)
         step = np.where(halve, step * 2, step)
     total = np.prod(strides, axis=0)
+    edges = np.where(total > 1, np.maximum(edges, _LEAST_EDGE * total), edges)
     patch = [int(max(1, np.ceil(n / t)) * t) for n, t in zip(edges, total, strict=True)]
     return patch, strides
 

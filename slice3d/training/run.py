@@ -32,6 +32,8 @@ _PLANNED = ("network", "arguments", "labels", "patch_size", "spacing_mm", "inten
 """Settings that follow from the data, `[plan]` and `[augment]`."""
 _LEAST = {"steps": 1, "batch_size": 1, "validate_every": 1, "save_every": 1, "threads": 1, "warmup": 0, "workers": 0,
           "seed": 0, "lr": 0, "lr_end": 0, "weight_decay": 0}  # fmt: skip
+_WRONG_EDGE = 2
+"""oneDNN 3.12 reads memory that nothing was written to in weight gradients of 3 × 3 × 3 bfloat16 convolutions of this depth."""
 _PRECISIONS = ("bf16-mixed", "16-mixed", "32-true", "32", "bf16-true")
 
 
@@ -124,15 +126,22 @@ def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> 
         raise InputError(f"[augment] sets flip_axes to {list(changes['flip_axes'])}; expected axes 0, 1 and 2")
     try:
         build_network(plan.network, plan.arguments)
-        steps = np.prod([np.broadcast_to(s, 3) for s in plan.arguments.get("strides", (1,))], axis=0)
+        levels = np.cumprod([np.broadcast_to(s, 3) for s in plan.arguments.get("strides", (1,))], axis=0)
     except (ModelError, TypeError, ValueError) as error:
         raise InputError(
             f"[plan] asks for a network that can't be built ({error}); leave network and arguments out"
         ) from error
+    steps = levels[-1]
     if any(n < 1 or n % int(s) for n, s in zip(plan.patch_size, steps, strict=True)):
         raise InputError(
             f"a patch of {' × '.join(map(str, plan.patch_size))} voxels doesn't fit the network; expected multiples of "
             f"{' × '.join(str(int(s)) for s in steps)}"
+        )
+    if any(plan.patch_size[0] == _WRONG_EDGE * int(step) for step in levels[:, 0]):
+        raise InputError(
+            f"a patch of {' × '.join(map(str, plan.patch_size))} voxels leaves {_WRONG_EDGE} along the first axis at a "
+            f"level of the network, where gradients in bfloat16 are wrong on CPUs; expected {_WRONG_EDGE + 1} or more: a "
+            "larger patch or fewer strides"
         )
     tables = ((changes, "organs", float), (changes, "marrow", float), (changes, "lesions", int),
               (given, "class_weights", float))  # fmt: skip

@@ -17,9 +17,10 @@ import torch
 from slice3d.errors import InputError
 from slice3d.training import cases
 from slice3d.training.cases import Case
-from slice3d.training.crops import Pool
+from slice3d.training.crops import CropDataset, Pool
 from slice3d.training.dataset import read_dataset
 from slice3d.training.loop import fit
+from slice3d.training.prepare import prepare
 from slice3d.training.run import RunOptions, plan_dataset, read_config, settings_for, split, train_dataset
 from slice3d.training.settings import TrainSettings
 from tests.training.builders import write_dataset
@@ -170,6 +171,29 @@ def test_two_gloo_processes_share_one_model(dataset: Path, tmp_path: Path) -> No
     assert (out / "package" / "model.json").exists()
 
 
+def test_a_run_whose_gradients_are_not_finite_stops_before_its_weights_are_spoilt(
+    dataset: Path, tmp_path: Path
+) -> None:
+    class Broken(torch.utils.data.Dataset):
+        def __init__(self, whole: CropDataset) -> None:
+            self.whole = whole
+
+        def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+            image, labels = self.whole[number]
+            return (image * torch.inf if number == 2 else image), labels
+
+    brief = options(steps=4, save_every=1)
+    found = read_dataset(dataset)
+    plan = plan_dataset(found, brief)
+    settings = settings_for(plan, found.labels, brief)
+    crops = Broken(CropDataset(Pool({prepare(found, plan, tmp_path / "cache"): 1.0}), settings))
+    with pytest.raises(InputError, match=r"broke down in step 3: gradients are not finite; .* lower learning rate"):
+        fit(crops, settings, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert state["step"] == 2
+    assert all(value.isfinite().all() for value in state["ema"].values())
+
+
 def test_plan_takes_the_median_spacing_and_names_the_labels(dataset: Path) -> None:
     found = read_dataset(dataset)
     plan = plan_dataset(found, RunOptions(features=8, budget_voxels=24_000))
@@ -179,6 +203,18 @@ def test_plan_takes_the_median_spacing_and_names_the_labels(dataset: Path) -> No
     assert np.prod(plan.patch_size) < 2 * 24_000
     strides = np.prod(plan.arguments["strides"], axis=0)
     assert all(edge % stride == 0 for edge, stride in zip(plan.patch_size, strides, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(7, 7, 7), (9, 9, 9), (14, 20, 3)])
+def test_cases_of_few_voxels_are_planned_for_and_trained_on(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    small = write_dataset(tmp_path / "small", cases=3, shape=shape)
+    brief = replace(options(steps=1, validate_every=1, save_every=1), features=4, held_out=())
+    plan = plan_dataset(read_dataset(small), brief)
+    assert all(p >= n for p, n in zip(plan.patch_size, shape, strict=True))
+    deepest = np.array(plan.patch_size) // np.prod(plan.arguments["strides"], axis=0)
+    assert min(deepest) >= 4, "where nothing goes wrong in bfloat16"
+    assert max(plan.patch_size) < 3 * max(shape)
+    assert (train_dataset(small, tmp_path / "run", brief) / "model.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -228,6 +264,7 @@ def test_unknown_configuration_keys_are_refused(tmp_path: Path) -> None:
         ("[plan.intensity]\nscheme = 'foo'", "scheme to 'foo'; expected 'clip_zscore'"),
         ("[plan.intensity]\nscheme = 'percentiles'", "scheme to 'percentiles'; expected 'clip_zscore'"),
         ("[plan]\npatch_size = [22, 22, 22]", "22 × 22 × 22 voxels doesn't fit the network; expected multiples of"),
+        ("[plan]\npatch_size = [8, 16, 16]", "leaves 2 along the first axis at a level of the network"),
         ("seed = -1", "seed to -1; expected at least 0"),
         ("[plan]\nspacing_mm = [0, 1, 1]", "expected mm above 0"),
         ("[plan.arguments]\nstrides = 2", "network that can't be built"),

@@ -7,6 +7,7 @@ adults: outside them a result deserves a second look, inside them it is not prov
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -301,6 +302,11 @@ def canonical(name: str) -> str:
     return plain.replace(" ", "_")
 
 
+def label_name(name: str) -> str:
+    """The table's name for a label of somebody's data set; others in lower case, of letters, digits and `_` alone."""
+    return re.sub(r"\W+", "_", canonical(name)).strip("_") or "structure"
+
+
 def members(name: str) -> tuple[str, ...]:
     """The structures a name stands for: those of a group, or the one itself."""
     name = canonical(name)
@@ -347,8 +353,9 @@ def resolve(name: str, available: Iterable[str]) -> tuple[str, ...]:
     """The structures out of `available` that `name` asks for. Raises `InputError` with the nearest spelling."""
     available = list(available)
     wanted = canonical(name)
-    if wanted in available:
-        return (wanted,)
+    for spelt in (name, wanted, label_name(name)):  # as it is said first, whatever the table would call it
+        if spelt in available:
+            return (spelt,)
     parts = members(wanted)
     if all(part in available for part in parts):
         return parts

@@ -3,7 +3,8 @@
 Expected Dice. With p the model's probability of a structure and m its own decision, 2·Σpm / (Σp + Σm) is the Dice the
 decision would have if the probabilities were right. Networks are over-confident, so a package may carry a calibration
 from held-out cases: `reliability = {"measure": "soft_dice", "structures": {name: {"intercept": a, "slope": b}}}`,
-giving a + b·(soft Dice), clipped to 0…1. Without it the number is reported as the model's self-agreement, not as Dice.
+giving a + b·(soft Dice), clipped to 0…1. Where it also says between which values the measure lay on these cases, `"seen": {name:
+[lowest, highest]}`, the line is not drawn on beyond them: below there is no number, above that of the highest. Without it the number is reported as the model's self-agreement, not as Dice.
 Structures under `reliability["untested"]`, each with the reason, were never compared with a real outline: no expected Dice.
 """
 
@@ -24,6 +25,7 @@ from slice3d.volume import Segmentation, Volume
 
 MEASURES = ("soft_dice", "mean_entropy")
 _LOW_DICE = 0.8
+_FEW = 10  # outlines: a line through fewer is no reason to pass over a model's own doubts
 _CONTACT_MM2 = 100.0
 _CONTACT_SHARE = 0.15  # of volume^(2/3): a structure of a few millilitres is cut with less contact than that
 
@@ -38,6 +40,8 @@ def measure(tallies: Mapping[str, Tally], package: ModelPackage) -> dict[str, di
             "mean_entropy": round(tally.entropy / tally.voxels, 4) if tally.voxels else None,
         }
         values["expected_dice"] = _expected(name, values, package.reliability) if tally.voxels else None
+        if tally.voxels:
+            values |= _limits(name, values, package.reliability)
         out[name] = values
     return out
 
@@ -45,12 +49,36 @@ def measure(tallies: Mapping[str, Tally], package: ModelPackage) -> dict[str, di
 def _expected(name: str, values: Mapping[str, Any], reliability: Mapping[str, Any]) -> float | None:
     if name in reliability.get("untested", {}):
         return None
-    table = reliability.get("structures", {})
-    line = table.get(name) or reliability.get("default")
+    line = _line(name, reliability)
     value = values.get(str(reliability.get("measure", "soft_dice")))
-    if not isinstance(line, Mapping) or value is None or not {"intercept", "slope"} <= set(line):
+    if line is None or value is None:
         return None
-    return round(float(np.clip(line["intercept"] + line["slope"] * value, 0.0, 1.0)), 4)
+    low, high = _seen(name, reliability)
+    if value < low:
+        return None
+    return round(float(np.clip(line["intercept"] + line["slope"] * min(value, high), 0.0, 1.0)), 4)
+
+
+def _line(name: str, reliability: Mapping[str, Any]) -> Mapping[str, float] | None:
+    line = reliability.get("structures", {}).get(name) or reliability.get("default")
+    return line if isinstance(line, Mapping) and {"intercept", "slope"} <= set(line) else None
+
+
+def _seen(name: str, reliability: Mapping[str, Any]) -> tuple[float, float]:
+    """Between which values soft Dice was on the cases of the calibration."""
+    low, high = reliability.get("seen", {}).get(name, (-np.inf, np.inf))
+    return float(low), float(high)
+
+
+def _limits(name: str, values: Mapping[str, Any], reliability: Mapping[str, Any]) -> dict[str, Any]:
+    """`least_seen`: soft Dice was never so low where the model was tested. `calibrated_on`: outlines, where they are few."""
+    limits: dict[str, Any] = {}
+    low, own, line = _seen(name, reliability)[0], values["soft_dice"], _line(name, reliability)
+    if own is not None and own < low:
+        limits["least_seen"] = low
+    if values["expected_dice"] is not None and line is not None and line.get("cases", np.inf) < _FEW:
+        limits["calibrated_on"] = int(line["cases"])
+    return limits
 
 
 def calibrate(pairs: Iterable[tuple[float, float]]) -> dict[str, float]:
@@ -172,7 +200,8 @@ def _volume(
         f"{name} measures {_ml(volume)} ml; {whose} {low:g} to {high:g} ml: check the outline, "
         "or the patient is a child or has had surgery"
     )
-    details = {"structure": name, "volume_ml": round(volume, 1 if volume >= 10 else 2), "plausible_ml": [low, high]}
+    digits = round(volume, 1) if volume >= 10 else float(f"{volume:.3g}")
+    details = {"structure": name, "volume_ml": digits, "plausible_ml": [low, high]}
     return [Finding("volume-implausible", text, details=details)]
 
 
@@ -182,12 +211,18 @@ def _ml(volume: float) -> str:
 
 def _confidence(name: str, measured: Mapping[str, Any]) -> list[Finding]:
     expected, own = measured.get("expected_dice"), measured.get("soft_dice")
+    if "least_seen" in measured:
+        text = (
+            f"{name}: the model is less sure (self-agreement {own:.2f}) than on any case it was tested on "
+            f"({measured['least_seen']:.2f} or more), so no expected Dice is given: check the outline slice by slice"
+        )
+        return [Finding("model-unsure", text, details={"structure": name, "soft_dice": own})]
     if expected is not None and expected < _LOW_DICE:
         text = f"{name}: expected Dice {expected:.2f} on this image, below {_LOW_DICE}: check every slice"
         return [Finding("low-expected-dice", text, details={"structure": name, "expected_dice": expected})]
-    if expected is None and own is not None and own < _LOW_DICE:
-        text = (
-            f"{name}: the model is unsure (self-agreement {own:.2f}, not calibrated): check the outline slice by slice"
-        )
+    few = measured.get("calibrated_on")
+    if (expected is None or few is not None) and own is not None and own < _LOW_DICE:
+        known = "not calibrated" if few is None else f"calibrated on {few} outlines alone"
+        text = f"{name}: the model is unsure (self-agreement {own:.2f}, {known}): check the outline slice by slice"
         return [Finding("model-unsure", text, details={"structure": name, "soft_dice": own})]
     return []

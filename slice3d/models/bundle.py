@@ -7,7 +7,6 @@ Format: MONAI bundle specification (Project MONAI).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,7 +114,7 @@ def _channel_names(metadata: Mapping[str, Any]) -> dict[int, str]:
         ) from error
     if not names:
         raise ModelError("the bundle does not name its outputs; expected channel_def in metadata.json")
-    return {c: re.sub(r"[^0-9a-z]+", "_", anatomy.canonical(n)).strip("_") for c, n in sorted(names.items())}
+    return {c: anatomy.label_name(n) for c, n in sorted(names.items())}
 
 
 def _labels(named: Mapping[int, str], outputs: int, sigmoid: bool) -> tuple[dict[int, str], list[int]]:

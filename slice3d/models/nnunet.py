@@ -210,7 +210,7 @@ def _labels(
         raise ModelError("dataset.json has no labels; expected names with label values; the model folder is damaged")
     raw = {name: value for name, value in raw.items() if name != "ignore" and value not in (0, [0])}
     if not any(isinstance(value, list) and len(value) > 1 for value in raw.values()):
-        labels = {int(v[0] if isinstance(v, list) else v): _name(n) for n, v in raw.items()}
+        labels = {int(v[0] if isinstance(v, list) else v): anatomy.label_name(n) for n, v in raw.items()}
         return dict(sorted(labels.items())), {}, [], []
     order = [int(v) for v in dataset.get("regions_class_order") or ()]
     values = [sorted(int(x) for x in (v if isinstance(v, list) else [v])) for v in raw.values()]
@@ -221,17 +221,13 @@ def _labels(
     labels, groups = {}, {}
     for (region, _), members, value in zip(raw.items(), values, order, strict=True):
         if members == [value]:
-            labels[value] = _name(region)
+            labels[value] = anatomy.label_name(region)
         else:
-            labels[value] = f"{_name(region)}_rest"
-            groups[_name(region)] = members
+            labels[value] = f"{anatomy.label_name(region)}_rest"
+            groups[anatomy.label_name(region)] = members
     for value in {x for members in values for x in members} - set(labels):
         labels[value] = f"label_{value}"
     return dict(sorted(labels.items())), groups, order, values
-
-
-def _name(name: str) -> str:
-    return re.sub(r"[^0-9a-z]+", "_", anatomy.canonical(str(name))).strip("_") or "structure"
 
 
 def _derived_groups(labels: Mapping[int, str]) -> dict[str, list[int]]:

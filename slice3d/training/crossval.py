@@ -13,19 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from slice3d.errors import InputError
+from slice3d.errors import InputError, Slice3DError
 from slice3d.inference import Engine, InferenceSettings
 from slice3d.inference.reliability import calibrate
-from slice3d.io import load, load_segmentation
+from slice3d.io import load
 from slice3d.metrics import dice, hausdorff_mm, lesion_scores, surface_distances, volume_ml
 from slice3d.models.package import ModelPackage
 from slice3d.progress import Progress, silent
+from slice3d.resample import apply_moves, axis_moves, moved_grid
 from slice3d.training.cases import load_case
 from slice3d.training.dataset import TrainingPair
+from slice3d.training.prepare import read_pair
 from slice3d.training.settings import TrainSettings
+from slice3d.training.structures import IGNORE
 from slice3d.volume import Segmentation
 
 _FEWEST_CASES = 10  # for a calibration of a structure by itself
+_LEAST_OFF = 0.25
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """case → structure → measure → value."""
@@ -85,12 +89,13 @@ def train_folds(
 def score_folds(
     package: ModelPackage, pairs: Sequence[TrainingPair], folds: Sequence[Sequence[str]], *,
     settings: InferenceSettings | None = None, lesions: bool = False, ignore: int | None = None,
-    progress: Progress = silent,
+    refused: dict[str, str] | None = None, progress: Progress = silent,
 ) -> Scores:  # fmt: skip
     """Every case segmented from its file, as a user would, by the fold that was not trained on it.
 
     settings: for the runs (`folds` is replaced). lesions: also count lesions found, missed and invented. ignore: label
-    value of voxels that count for nothing.
+    value of voxels that count for nothing. refused: takes the reason for each case that cannot be segmented or scored;
+    without it the first one raises.
     """
     from dataclasses import replace
 
@@ -99,33 +104,48 @@ def score_folds(
     for number, held in enumerate(folds):
         engine = Engine(package, replace(settings or InferenceSettings(), folds=(number,)))
         for name in held:
-            volume = load(by_name[name].image)
-            result = engine.predict(volume)
-            values = {**package.labels, **({} if ignore is None else {ignore: "ignore"})}
-            truth = load_segmentation(by_name[name].labels, names=values, reference=volume)
-            scores[name] = score(result, truth.labels, package, lesions=lesions, ignore=ignore)
+            try:
+                result = _in_ras(engine.predict(load(by_name[name].image)))
+                _, truth, _ = read_pair(
+                    by_name[name], ignore=ignore
+                )  # as training read it: files may differ in their axes
+            except Slice3DError as error:
+                if refused is None:
+                    raise
+                refused[name] = str(error)
+                continue
+            scores[name] = score(result, truth, package, lesions=lesions)
             progress("scoring", len(scores) / max(1, sum(map(len, folds))))
     return scores
 
 
+def _in_ras(result: Segmentation) -> Segmentation:
+    axes, flips = axis_moves(result.grid, "RAS")
+    labels, grid = apply_moves(result.labels, axes, flips), moved_grid(result.grid, axes, flips)
+    return Segmentation(labels, grid, result.names, groups=result.groups, metadata=result.metadata)
+
+
 def score(
-    result: Segmentation, truth: Any, package: ModelPackage, *, lesions: bool = False, ignore: int | None = None
+    result: Segmentation, truth: Any, package: ModelPackage, *, lesions: bool = False
 ) -> dict[str, dict[str, float]]:
     """Overlap, distance and volume of every structure that the truth holds, and the model's agreement with itself.
 
-    truth: (i, j, k) label values of the package on the result's grid, and `ignore` where nothing is known.
+    truth: (i, j, k) label values of the package on the result's grid, and `IGNORE` where nothing is known. Of a
+    structure that the truth does not hold, how much was drawn all the same, `invented_ml`.
     """
     out: dict[str, dict[str, float]] = {}
     measured = result.metadata.get("reliability", {})
     for name in package.structures:
         reference = np.isin(truth, package.values(name))
+        mask = result.mask(name) & (truth != IGNORE)
         if not reference.any():
+            if mask.any():
+                out[name] = {"invented_ml": _rounded(volume_ml(mask, result.grid))}
             continue
-        mask = result.mask(name) if ignore is None else result.mask(name) & (truth != ignore)
         row = {
             "dice": round(dice(mask, reference), 4),
-            "volume_ml": round(volume_ml(mask, result.grid), 3),
-            "reference_ml": round(volume_ml(reference, result.grid), 3),
+            "volume_ml": _rounded(volume_ml(mask, result.grid)),
+            "reference_ml": _rounded(volume_ml(reference, result.grid)),
         }
         if mask.any():  # nothing is at no distance from anything
             away = hausdorff_mm(surface_distances(mask, reference, result.grid), percentile=95)
@@ -140,8 +160,16 @@ def score(
     return out
 
 
+def _rounded(volume: float) -> float:
+    """To 0.001 ml, and of a mouse's organ not to nothing."""
+    return max(round(volume, 3), float(f"{volume:.3g}"), key=lambda near: -abs(near - volume))
+
+
 def reliability(scores: Mapping[str, Mapping[str, Mapping[str, float]]], *, per_structure: bool) -> dict[str, Any]:
-    """`reliability` of `model.json` from held-out scores. per_structure: a line of its own for what ten cases or more hold."""
+    """`reliability` of `model.json` from held-out scores. per_structure: a line of its own for what ten cases or more hold.
+
+    Of each structure it says between which values the measure was on these cases.
+    """
     pairs: dict[str, list[tuple[float, float]]] = {}
     for table in scores.values():
         for name, row in table.items():
@@ -152,15 +180,25 @@ def reliability(scores: Mapping[str, Mapping[str, Mapping[str, float]]], *, per_
         return {}
     many = {name: found for name, found in pairs.items() if len(found) >= _FEWEST_CASES}
     lines = {name: calibrate(found) for name, found in many.items()} if per_structure else {}
-    return {"measure": "soft_dice", "default": calibrate(every), "structures": lines}
+    seen = {name: [min(own for own, _ in found), max(own for own, _ in found)] for name, found in pairs.items()}
+    return {"measure": "soft_dice", "default": calibrate(every), "structures": lines, "seen": seen}
 
 
 def volume_ranges(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, list[float]]:
-    """structure → what four standard deviations around the mean volume of the reference leave plausible, in ml."""
-    found = summary(scores, "reference_ml")
+    """structure → what four standard deviations around the mean volume of the reference leave plausible, in ml.
+
+    At least a quarter of the mean: cases that are much alike say little of others.
+    """
+    volumes: dict[str, list[float]] = {}
+    for table in scores.values():
+        for name, row in table.items():
+            if "reference_ml" in row:
+                volumes.setdefault(name, []).append(row["reference_ml"])
+    means = {name: float(np.mean(v)) for name, v in volumes.items()}
+    off = {name: max(4 * float(np.std(v)), _LEAST_OFF * means[name]) for name, v in volumes.items()}
     return {
-        name: [round(max(0.0, row["mean"] - 4 * row["sd"]), 2), round(row["mean"] + 4 * row["sd"], 2)]
-        for name, row in found.items()
+        name: [float(f"{max(0.0, mean - off[name]):.4g}"), float(f"{mean + off[name]:.4g}")]
+        for name, mean in means.items()
     }
 
 
@@ -210,7 +248,7 @@ def case_table(scores: Mapping[str, Mapping[str, Mapping[str, float]]], folds: S
     fold_of = {case: number for number, held in enumerate(folds) for case in held}
     rows = [
         f"| {case} | {fold_of[case]} | "
-        + " | ".join(f"{table[n]['dice']:.3f}" if n in table else "–" for n in names)
+        + " | ".join(f"{table[n]['dice']:.3f}" if "dice" in table.get(n, {}) else "–" for n in names)
         + " |"
         for case, table in sorted(scores.items())
     ]

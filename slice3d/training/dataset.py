@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slice3d.anatomy import label_name
 from slice3d.errors import InputError
 from slice3d.training.structures import PARTIAL
 
@@ -122,7 +123,7 @@ def _labels(found: Any, name: str) -> tuple[dict[int, str], int | None]:
                 f"`labels` of {name} holds regions or text; expected one number per structure; give each part a number "
                 "of its own and unite the parts afterwards, or train with nnU-Net itself"
             ) from error
-    names = {value: "_".join(text.lower().split()) for value, text in sorted(pairs) if value}
+    names = {value: label_name(text) for value, text in sorted(pairs) if value}
     ignore = next((value for value, text in names.items() if text == "ignore"), None)
     if ignore is not None and ignore != max(names):
         raise InputError(
@@ -135,6 +136,14 @@ def _labels(found: Any, name: str) -> tuple[dict[int, str], int | None]:
             f"labels of {name} are {sorted(v for v, _ in pairs if v)}; expected consecutive numbers from 1 (0 is "
             "background), each once; renumber them in dataset.json and in the label files"
         )
+    said = dict(pairs)
+    for value, text in names.items():
+        first = next(v for v, t in names.items() if t == text)
+        if first != value:
+            raise InputError(
+                f"`labels` of {name} names both {said[first]!r} and {said[value]!r}, which are one structure here, {text}; "
+                "rename one of them"
+            )
     _check_count(names, name)
     return names, ignore
 

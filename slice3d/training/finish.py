@@ -21,7 +21,11 @@ _FROM_FILES = (
     "Each held-out case was segmented from its file by this package, as in use; Dice and 95 % Hausdorff distance on the "
     "file's own grid."
 )
-_WHILE_TRAINING = "Dice on the network's own voxels, as it was followed while training."
+_WHILE_TRAINING = (
+    "Dice on the network's own voxels, as it was followed while training; the cases were not segmented from files, so results "
+    "carry no expected Dice."
+)
+_UNTESTED = "held out no case with one"
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 """case → structure → measure → value."""
@@ -57,19 +61,41 @@ def finish(
 
     draw_curves(run.out, run.out / "learning-curves.png")
     scores: Scores = _while_training(run)
-    package = _export(run, checkpoint, scores, {}, _WHILE_TRAINING)
+    package = run.out / "package"
     pairs = [pair for pair in run.dataset.pairs if pair.name in run.held]
+    if not pairs or not (package / "model.json").exists():  # the one of a finished run says more
+        _export(run, checkpoint, scores, {}, _card(run, scores, [_WHILE_TRAINING]))
     if pairs:
         # what the data set holds was asked about before it was trained on
         how = InferenceSettings(allow_unexpected_input=True)
+        refused: dict[str, str] = {}
         scores = crossval.score_folds(
-            read_package(package), pairs, (run.held,), settings=how, ignore=run.dataset.ignore, progress=progress
-        )
-        package = _export(run, checkpoint, scores, _reliability(run, scores), _FROM_FILES)
+            read_package(package), pairs, (run.held,), settings=how, ignore=run.dataset.ignore, refused=refused,
+            progress=progress,
+        )  # fmt: skip
+        known = _reliability(run, scores)
+        said = [_FROM_FILES, _calibration(known), *(f"{case} was not scored: {why}." for case, why in refused.items())]
+        _export(run, checkpoint, scores, known, _card(run, scores, said))
+        for case, why in refused.items():
+            report(f"{case} was not scored: {why}")
     (run.out / "validation.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     for case, table in scores.items():
-        report(f"{case}: " + ", ".join(f"{name} {row['dice']:.3f}" for name, row in table.items()))
+        report(f"{case}: " + ", ".join(_words(name, row) for name, row in table.items()))
     return package
+
+
+def _words(name: str, row: Mapping[str, float]) -> str:
+    return f"{name} {row['dice']:.3f}" if "dice" in row else f"{name} {row['invented_ml']:g} ml where there is none"
+
+
+def _calibration(reliability: Mapping[str, Any]) -> str:
+    line = reliability.get("default")
+    if line is None:
+        return f"Results carry no expected Dice: {_FEWEST_CASES} or more held-out cases are needed for one."
+    return (
+        f"The expected Dice of a result is calibrated on these {line['cases']:g} outlines, from which the line differs by "
+        f"{line['residual']:.3f} (root mean square): so few say little of other scanners and patients."
+    )
 
 
 def _while_training(run: Run) -> Scores:
@@ -92,8 +118,12 @@ def _reliability(run: Run, scores: Scores) -> dict[str, Any]:
     from slice3d.training import crossval
 
     found: dict[str, Any] = {}
-    if sum(bool(table) for table in scores.values()) >= _FEWEST_CASES:
+    scored = [{name for name, row in table.items() if "dice" in row} for table in scores.values()]
+    if sum(map(bool, scored)) >= _FEWEST_CASES:
         found = crossval.reliability(scores, per_structure=True)
+    untested = sorted(set(run.dataset.labels.values()).difference(*scored))
+    if untested:
+        found["untested"] = dict.fromkeys(untested, _UNTESTED)
     volumes = {} if run.dataset.ignore is not None else _volumes(run)  # where much is unknown, no organ is whole
     ranges = crossval.volume_ranges(volumes)
     known = crossval.summary(volumes, "reference_ml")
@@ -115,7 +145,7 @@ def _volumes(run: Run) -> Scores:
     return volumes
 
 
-def _export(run: Run, checkpoint: Path, scores: Scores, reliability: Mapping[str, Any], how: str) -> Path:
+def _export(run: Run, checkpoint: Path, scores: Scores, reliability: Mapping[str, Any], card: str) -> None:
     from slice3d.training.export import CardFacts, export
 
     facts = CardFacts(
@@ -131,31 +161,32 @@ def _export(run: Run, checkpoint: Path, scores: Scores, reliability: Mapping[str
         },
         scores=scores,
         reliability=reliability,
-        card=_card(run, scores, reliability, how),
+        card=card,
     )
-    return export(checkpoint, run.settings, facts, run.out / "package")
+    export(checkpoint, run.settings, facts, run.out / "package")
 
 
-def _card(run: Run, scores: Scores, reliability: Mapping[str, Any], how: str) -> str:
+def _card(run: Run, scores: Scores, said: Sequence[str]) -> str:
     from slice3d.training.crossval import hd95
 
     table = [
-        f"| {case} | {structure} | {row['dice']:.3f} | {hd95(row)} |"
+        f"| {_cell(case)} | {name} | {row['dice']:.3f} | {hd95(row)} |"
+        if "dice" in row
+        else f"| {_cell(case)} | {name} | drawn where there is none, {row['invented_ml']:g} ml | – |"
         for case, rows in scores.items()
-        for structure, row in rows.items()
+        for name, row in rows.items()
     ]
-    expected = (
-        f"Expected Dice of a result is calibrated on these {len(scores)} cases."
-        if "default" in reliability
-        else f"Results carry no expected Dice: {_FEWEST_CASES} or more held-out cases are needed for one."
-    )
     return "\n".join(
         [
             f"# {run.name}", "",
             f"Structures: {', '.join(run.dataset.labels.values())}. Trained on {len(run.training)} cases of "
             f"{run.dataset.name} (licence: {run.dataset.licence}). Not a medical device.", "",
-            f"{how} {expected}", "",
+            *(line for sentence in said for line in (sentence, "")),
             "| held-out case | structure | Dice | HD95, mm |", "|---|---|---|---|", *table, "",
             f"Training cases: {', '.join(run.training)}. Held out: {', '.join(run.held)}.", "",
         ]
     )  # fmt: skip
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

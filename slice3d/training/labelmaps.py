@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from slice3d.anatomy import label_name
 from slice3d.errors import InputError
 from slice3d.progress import Progress, silent
 from slice3d.training import cases
@@ -70,7 +71,7 @@ def read_label_folder(folder: Path) -> LabelFolder:
         raise InputError(f"dataset.json of {folder.name} names no label; expected positive values with names")
     return LabelFolder(
         str(raw.get("name") or folder.name), tuple(files),
-        {value: "_".join(name.lower().split()) for value, name in values_of.items()},
+        {value: label_name(name) for value, name in values_of.items()},
         str(raw.get("modality") or "") if isinstance(raw.get("modality"), str) else "",
         str(raw.get("licence") or raw.get("license") or "unknown"),
     )  # fmt: skip

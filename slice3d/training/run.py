@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from slice3d.errors import InputError, ModelError
+from slice3d.models.package import NAME
 from slice3d.progress import Progress, silent
 from slice3d.training.config import checked
 from slice3d.training.dataset import Dataset, read_dataset
@@ -26,12 +28,11 @@ from slice3d.training.settings import (
     check_hounsfield,
 )
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 CASES = "cases.json"
 _PLANNED = ("network", "arguments", "labels", "patch_size", "spacing_mm", "intensity", "augment", "context")
 """Settings that follow from the data, `[plan]` and `[augment]`."""
 _LEAST = {"steps": 1, "batch_size": 1, "validate_every": 1, "save_every": 1, "threads": 1, "warmup": 0, "workers": 0,
-          "seed": 0, "lr": 0, "lr_end": 0, "weight_decay": 0}  # fmt: skip
+          "seed": 0, "lr": 0, "lr_end": 0, "weight_decay": 0, "clip_gradient": 0, "ema": 0}  # fmt: skip
 _WRONG_EDGE = 2
 """oneDNN 3.12 reads memory that nothing was written to in weight gradients of 3 × 3 × 3 bfloat16 convolutions of this depth."""
 _PRECISIONS = ("bf16-mixed", "16-mixed", "32-true", "32", "bf16-true")
@@ -82,8 +83,10 @@ def read_config(path: Path | None) -> RunOptions:
             raise InputError(f"{path.name} sets {name} to {getattr(options, name)}; expected at least {least}")
     if options.validation >= 1:
         raise InputError(f"{path.name} sets validation to {options.validation}; expected a share below 1")
-    if options.name and not re.fullmatch(NAME, options.name):
-        raise InputError(f"{path.name} sets name to {options.name!r}; expected letters, digits, '.', '_' and '-'")
+    if options.name and not NAME.fullmatch(options.name):
+        raise InputError(
+            f"{path.name} sets name to {options.name!r}; expected letters, digits, '.', '_' and '-', at most 100"
+        )
     return options
 
 
@@ -118,6 +121,8 @@ def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> 
     for name, least in _LEAST.items():
         if given.get(name, least) < least:
             raise InputError(f"[train] sets {name} to {given[name]}; expected {least} or more")
+    if given.get("ema", 0) >= 1:
+        raise InputError(f"[train] sets ema to {given['ema']}; expected a share below 1")
     if given.get("precision", "bf16-mixed") not in _PRECISIONS:
         raise InputError(f"[train] sets precision to {given['precision']!r}; expected one of {', '.join(_PRECISIONS)}")
     if not min(plan.spacing_mm) > 0:
@@ -137,11 +142,12 @@ def settings_for(plan: Plan, labels: Mapping[int, str], options: RunOptions) -> 
             f"a patch of {' × '.join(map(str, plan.patch_size))} voxels doesn't fit the network; expected multiples of "
             f"{' × '.join(str(int(s)) for s in steps)}"
         )
-    if any(plan.patch_size[0] == _WRONG_EDGE * int(step) for step in levels[:, 0]):
+    bfloat16 = str(given.get("precision", "bf16-mixed")).startswith("bf16")
+    if bfloat16 and any(plan.patch_size[0] == _WRONG_EDGE * int(step) for step in levels[:, 0]):
         raise InputError(
             f"a patch of {' × '.join(map(str, plan.patch_size))} voxels leaves {_WRONG_EDGE} along the first axis at a "
             f"level of the network, where gradients in bfloat16 are wrong on CPUs; expected {_WRONG_EDGE + 1} or more: a "
-            "larger patch or fewer strides"
+            'larger patch, fewer strides or precision = "32-true"'
         )
     tables = ((changes, "organs", float), (changes, "marrow", float), (changes, "lesions", int),
               (given, "class_weights", float))  # fmt: skip
@@ -290,7 +296,9 @@ def train_dataset(
 
 def package_name(options: RunOptions, dataset: Dataset) -> str:
     """The configuration's, or the data set's in letters that a package may have."""
-    return options.name or "".join(c if c.isalnum() or c in "._-" else "-" for c in dataset.name)
+    plain = unicodedata.normalize("NFKD", dataset.name).encode("ascii", "ignore").decode()
+    usable = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).lstrip("._-")[:100].rstrip("-")
+    return options.name or usable or "model"
 
 
 def run_lines(plan: Plan, settings: TrainSettings, training: Sequence[str], held: Sequence[str]) -> list[str]:

@@ -143,6 +143,7 @@ def case_rows(scores: Mapping[str, Any], folds: Sequence[Sequence[str]]) -> list
         f"{r['reference_ml']:.0f} | {r['found']} | {r['missed']} | {r['invented']} |"
         for case, table in sorted(scores.items())
         for r in table.values()
+        if "dice" in r
     ]
 
 

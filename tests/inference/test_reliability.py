@@ -126,6 +126,28 @@ def test_expected_dice_follows_the_calibration(package: ModelPackage) -> None:
     assert calibrated["expected_dice"] == pytest.approx(0.1 + 0.5 * raw["soft_dice"], abs=1e-3)
 
 
+def test_a_calibration_is_not_drawn_on_beyond_its_cases_and_few_cases_silence_no_doubt(package: ModelPackage) -> None:
+    known = {
+        "measure": "soft_dice", "default": {"intercept": 0.5, "slope": 0.5, "cases": 6.0},
+        "seen": {"liver": [0.6, 0.9]},
+    }  # fmt: skip
+    few = replace(package, reliability=known)
+
+    def said(own: float) -> tuple[float | None, list[str]]:
+        tally = Tally(voxels=100, probability=100, inside=100 * own)
+        measured = measure({"liver": tally}, few)
+        found = check_result(labels({1: (slice(10, 40), slice(10, 45), slice(5, 30))}), ["liver"], measured, {})
+        return measured["liver"]["expected_dice"], [f.message for f in found]
+
+    low, (doubt,) = said(0.5)
+    assert low is None
+    assert "less sure (self-agreement 0.50) than on any case it was tested on (0.60 or more)" in doubt
+    middle, (doubt,) = said(0.7)
+    assert middle == 0.85
+    assert "unsure (self-agreement 0.70, calibrated on 6 outlines alone)" in doubt
+    assert said(0.98) == (0.95, [])
+
+
 def test_a_structure_that_was_never_tested_says_so_and_has_no_expected_dice(package: ModelPackage) -> None:
     said = {"default": {"intercept": 0.1, "slope": 0.8}, "untested": {"liver_tumor": "learnt this from drawings"}}
     untested = replace(package, reliability=said)

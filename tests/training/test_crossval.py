@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from slice3d.errors import InputError
 from slice3d.grid import Grid
 from slice3d.training import cases, crossval, hippocampus, sarcoma
-from slice3d.training.crossval import hd95, make_folds, reliability, score, summary
+from slice3d.training.crossval import hd95, make_folds, reliability, score, summary, volume_ranges
+from slice3d.training.structures import IGNORE
 from slice3d.volume import Segmentation
 from tests.training.builders import write_hippocampi
 
@@ -95,19 +96,33 @@ def test_scores_of_a_known_overlap() -> None:
     assert row["dice"] == 0
     assert "hd95_mm" not in row, "infinity is no JSON"
     assert hd95(row) == "–"
-    unknown = np.where(found == 0, 9, truth)  # nothing but what was drawn is known
-    assert score(result, unknown, Package, ignore=9)["hippocampus"]["dice"] == 1  # type: ignore[arg-type]
+    unknown = np.where(found == 0, IGNORE, truth)  # nothing but what was drawn is known
+    assert score(result, unknown, Package)["hippocampus"]["dice"] == 1  # type: ignore[arg-type]
+    without = score(result, np.where(truth == 2, 0, truth), Package)  # type: ignore[arg-type]
+    assert without["hippocampus_posterior"] == {"invented_ml": pytest.approx(0.096)}
+    assert "dice" in without["hippocampus"]
+
+
+def test_volumes_keep_their_size_whatever_it_is() -> None:
+    small = {f"case_{n}": {"cochlea": {"reference_ml": 2.7e-4 + 1e-6 * n}} for n in range(10)}
+    low, high = volume_ranges(small)["cochlea"]
+    assert low == pytest.approx(0.75 * 2.745e-4, rel=1e-3)
+    assert high == pytest.approx(1.25 * 2.745e-4, rel=1e-3)
+    large = {f"case_{n}": {"liver": {"reference_ml": 1500.0 + 100 * (-1) ** n}} for n in range(10)}
+    assert volume_ranges(large)["liver"] == [1100, 1900]
 
 
 def test_calibration_and_summary_come_from_the_scores() -> None:
     rng = np.random.default_rng(3)
-    scores = {}
+    scores, seen = {}, []
     for n in range(40):
         own = float(rng.uniform(0.6, 0.98))
+        seen.append(own)
         scores[f"case_{n}"] = {"a": {"dice": 1.5 * own - 0.5, "soft_dice": own}, "b": {"dice": 0.5, "soft_dice": own}}
     found = reliability(scores, per_structure=True)
     assert found["structures"]["a"]["slope"] == pytest.approx(1.5)
     assert found["structures"]["b"] == pytest.approx({"intercept": 0.5, "slope": 0.0, "residual": 0.0, "cases": 40})
+    assert found["seen"] == {"a": [min(seen), max(seen)], "b": [min(seen), max(seen)]}
     assert reliability(scores, per_structure=False)["structures"] == {}
     assert summary(scores)["b"] == {"mean": 0.5, "sd": 0.0, "median": 0.5, "min": 0.5, "max": 0.5, "cases": 40}
 

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,6 +121,135 @@ def test_with_enough_cases_results_carry_expected_dice_and_are_measured_against_
     for case in held:
         assert low < scores[case]["big_organ"]["reference_ml"] < high
     assert high < 4 * scores["case_1"]["big_organ"]["reference_ml"]
+    # what the network was never tested on: it says so, whatever a line through good results would promise
+    sure = load(many / "imagesTr" / "case_4.nii.gz")
+    noise = np.random.default_rng(3).normal(0, 150, sure.grid.shape).astype(np.float32)
+    lost = predict(replace(sure, data=noise), package)
+    drawn = [name for name in ("big_organ", "small") if lost.mask(name).any()]
+    assert drawn
+    for name in drawn:
+        said = [f for f in lost.findings if f.code == "model-unsure" and f.details["structure"] == name]
+        assert said
+        promised = name in lost.metadata["expected_dice"]
+        assert ("calibrated on 6 outlines alone" if promised else "less sure") in said[0].message
+    assert "small" not in lost.metadata["expected_dice"], "below what was seen of it"
+
+
+def test_scores_are_those_of_the_voxels_however_the_files_store_their_axes(finished: Path, tmp_path: Path) -> None:
+    import nibabel as nib
+
+    from slice3d.models.package import read_package
+    from slice3d.training.crossval import score_folds
+
+    package = read_package(finished / "package")
+    plain = write_dataset(tmp_path / "plain", cases=2)
+    held = (("case_1",),)
+    expected = score_folds(package, read_dataset(plain).pairs, held)
+    for axes in ("RAS", "SAL", "PIR"):
+        turned = tmp_path / axes
+        shutil.copytree(plain, turned)
+        path = turned / "labelsTr" / "case_1.nii.gz"
+        image = nib.load(path)
+        moves = nib.orientations.ornt_transform(
+            nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(tuple(axes))
+        )
+        nib.save(image.as_reoriented(moves), path)
+        assert score_folds(package, read_dataset(turned).pairs, held) == expected
+
+
+def test_a_held_out_case_that_cannot_be_scored_is_named_and_the_others_are(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slice3d.inference import Engine
+
+    predict = Engine.predict
+
+    def picky(self: Engine, volume: Any, **how: Any) -> Any:
+        if volume.data.shape[2] == 12:
+            raise InputError("the image is too odd")
+        return predict(self, volume, **how)
+
+    monkeypatch.setattr(Engine, "predict", picky)
+    odd = tmp_path / "odd"
+    write_dataset(odd, cases=4)
+    write_dataset(tmp_path / "flat", cases=4, shape=(40, 34, 12))
+    for sub in ("imagesTr", "labelsTr"):
+        shutil.copy(tmp_path / "flat" / sub / "case_2.nii.gz", odd / sub / "case_2.nii.gz")
+    said: list[str] = []
+    brief = replace(options(steps=1, validate_every=1, save_every=1), held_out=("case_1", "case_2"))
+    package = train_dataset(odd, tmp_path / "run", brief, report=said.append)
+    assert "case_2 was not scored: the image is too odd" in said
+    assert list(json.loads((tmp_path / "run" / "validation.json").read_text())) == ["case_1"]
+    assert "case_2 was not scored: the image is too odd." in (package / "README.md").read_text()
+
+
+def test_a_finished_run_that_is_asked_for_again_keeps_its_package_until_there_is_a_new_one(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slice3d.training import crossval
+
+    brief = options(steps=1, validate_every=1, save_every=1)
+    package = train_dataset(dataset, tmp_path, brief)
+    before = {path.name: path.read_bytes() for path in package.iterdir()}
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(crossval, "score_folds", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_dataset(dataset, tmp_path, brief)
+    assert {path.name: path.read_bytes() for path in package.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("kidney", "tumor"), ("kidneys", "tumor")),
+        (("left kidney", "Right Kidney"), ("kidney_left", "kidney_right")),
+        (("T1-lesion", "größe/rand"), ("t1_lesion", "größe_rand")),
+        (("Lung", "Heart"), ("lungs", "heart")),
+    ],
+)
+def test_structures_are_called_what_people_ask_for(
+    dataset: Path, tmp_path: Path, names: tuple[str, str], expected: tuple[str, str]
+) -> None:
+    from slice3d import anatomy
+    from slice3d.models.package import read_package
+
+    named = tmp_path / "named"
+    shutil.copytree(dataset, named)
+    raw = json.loads((named / "dataset.json").read_text())
+    raw |= {"labels": {"0": "background", "1": names[0], "2": names[1]}, "name": "(CT) Größe, ganz"}
+    (named / "dataset.json").write_text(json.dumps(raw))
+    brief = replace(options(steps=1, validate_every=1, save_every=1), name="")
+    package = read_package(train_dataset(named, tmp_path / "run", brief))
+    assert package.name == "CT-Groe-ganz"
+    assert package.structures == expected
+    for asked, value in zip(names, (1, 2), strict=True):
+        assert package.values(asked) == (value,)
+    assert anatomy.resolve("kidney", ["kidney", "tumor"]) == ("kidney",), "as packages made before say"
+    raw["labels"] = {"0": "background", "1": "Liver", "2": "hepar"}
+    (named / "dataset.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match="names both 'Liver' and 'hepar', which are one structure here, liver; rename"):
+        read_dataset(named)
+
+
+def test_structures_that_no_held_out_case_holds_are_untested(dataset: Path, tmp_path: Path) -> None:
+    import nibabel as nib
+
+    from slice3d.models.package import read_package
+
+    lacking = tmp_path / "lacking"
+    shutil.copytree(dataset, lacking)
+    path = lacking / "labelsTr" / "case_1.nii.gz"
+    image = nib.load(path)
+    labels = np.asarray(image.dataobj)
+    nib.save(nib.Nifti1Image(np.where(labels == 2, 0, labels), image.affine), path)
+    package = read_package(train_dataset(lacking, tmp_path / "run", options(steps=40)))
+    assert dict(package.reliability["untested"]) == {"small": "held out no case with one"}
+    row = json.loads((tmp_path / "run" / "validation.json").read_text())["case_1"].get("small", {})
+    assert "dice" not in row
 
 
 def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
@@ -271,6 +401,9 @@ def test_unknown_configuration_keys_are_refused(tmp_path: Path) -> None:
         ("[plan]\nnetwork = 'monai.networks.nets.Nope'", "network that can't be built"),
         ("[train]\nprecision = 'abc'", "precision to 'abc'; expected one of bf16-mixed"),
         ("[train]\nlr = -1", "lr to -1; expected 0 or more"),
+        ("[train]\nema = 1.0", "ema to 1.0; expected a share below 1"),
+        ("[train]\nclip_gradient = -1", "clip_gradient to -1; expected 0 or more"),
+        (f'name = "{101 * "a"}"', "at most 100"),
         ("[augment]\nflip_axes = [7]", r"flip_axes to \[7\]; expected axes 0, 1 and 2"),
         ("features = -3", "features to -3; expected at least 1"),
         ('held_out = "case_0"', "held_out to 'case_0'; expected a list of each text in quotes"),

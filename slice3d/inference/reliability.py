@@ -3,8 +3,9 @@
 Expected Dice. With p the model's probability of a structure and m its own decision, 2·Σpm / (Σp + Σm) is the Dice the
 decision would have if the probabilities were right. Networks are over-confident, so a package may carry a calibration
 from held-out cases: `reliability = {"measure": "soft_dice", "structures": {name: {"intercept": a, "slope": b}}}`,
-giving a + b·(soft Dice), clipped to 0…1. Where it also says between which values the measure lay on these cases, `"seen": {name:
-[lowest, highest]}`, the line is not drawn on beyond them: below there is no number, above that of the highest. Without it the number is reported as the model's self-agreement, not as Dice.
+giving a + b·(soft Dice), clipped to 0…1. Where it also says between which values soft Dice lay on these cases, `"seen":
+{name: [lowest, highest]}`, the line is not drawn on beyond them: below there is no number, above that of the highest.
+Without a calibration the number is reported as the model's self-agreement, not as Dice.
 Structures under `reliability["untested"]`, each with the reason, were never compared with a real outline: no expected Dice.
 """
 

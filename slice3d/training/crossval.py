@@ -101,21 +101,22 @@ def score_folds(
 
     by_name = {pair.name: pair for pair in pairs}
     scores: Scores = {}
+    done = 0
     for number, held in enumerate(folds):
         engine = Engine(package, replace(settings or InferenceSettings(), folds=(number,)))
         for name in held:
             try:
                 result = _in_ras(engine.predict(load(by_name[name].image)))
-                _, truth, _ = read_pair(
-                    by_name[name], ignore=ignore
-                )  # as training read it: files may differ in their axes
+                # as training reads them: image and label file may differ in how they store their axes
+                _, truth, _ = read_pair(by_name[name], ignore=ignore)
             except Slice3DError as error:
                 if refused is None:
                     raise
                 refused[name] = str(error)
-                continue
-            scores[name] = score(result, truth, package, lesions=lesions)
-            progress("scoring", len(scores) / max(1, sum(map(len, folds))))
+            else:
+                scores[name] = score(result, truth, package, lesions=lesions)
+            done += 1
+            progress("scoring", done / sum(map(len, folds)))
     return scores
 
 

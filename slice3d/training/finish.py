@@ -94,7 +94,7 @@ def _calibration(reliability: Mapping[str, Any]) -> str:
         return f"Results carry no expected Dice: {_FEWEST_CASES} or more held-out cases are needed for one."
     return (
         f"The expected Dice of a result is calibrated on these {line['cases']:g} outlines, from which the line differs by "
-        f"{line['residual']:.3f} (root mean square): so few say little of other scanners and patients."
+        f"{line['residual']:.3f} (root mean square); other scanners and patients may differ more."
     )
 
 

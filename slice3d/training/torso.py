@@ -1,4 +1,4 @@
-"""The recipe of `ct-torso`: cases, synthesis, three stages, the last without each held-out case in turn, the package."""
+"""The recipe of `ct-torso`: cases, synthesis, four stages, the last two without each held-out case in turn, the package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HELD_OUT = ("s0009", "spl")
 COARSE_MIX = {"coarse/labelled": 0.12, "coarse/confirmed": 0.30, "coarse/synth": 0.50, "coarse/phantom": 0.08}
 MIDDLE_MIX = {"middle/labelled": 0.18, "middle/confirmed": 0.32, "middle/synth": 0.38, "middle/phantom": 0.12}
 FINE_MIX = {"fine/labelled": 0.18, "fine/confirmed": 0.32, "fine/synth": 0.38, "fine/phantom": 0.12}
-"""How often each kind of case is drawn, in the three stages: folders of the pool and their shares."""
+"""How often each kind of case is drawn: folders of the pool and their shares, at the three sizes of voxels."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Recipe:
     coarse_steps: int = 5500
     middle_steps: int = 10000
     fine_steps: int = 8000
+    again_steps: int = 10000
     held_out: tuple[str, ...] = HELD_OUT
     workers: int = 0
     threads: int = 1
@@ -88,6 +89,11 @@ def fine_settings(recipe: Recipe) -> TrainSettings:
     )  # fmt: skip
 
 
+def again_settings(recipe: Recipe) -> TrainSettings:
+    """2.5 mm voxels once more: the learning rate back up, other crops, and down to nothing again."""
+    return replace(fine_settings(recipe), steps=recipe.again_steps, seed=6, validate_every=2500)
+
+
 def guessed_outlines(
     checkpoint: Path, settings: TrainSettings, data: Path, checked: Mapping[str, Checked]
 ) -> list[Case]:
@@ -117,8 +123,8 @@ def train_torso(
 ) -> Path:  # fmt: skip
     """Run the recipe and return the package's folder. Each part goes on where an interrupted run left it.
 
-    The first two stages see no held-out case; the third is run once without each of them. All these networks ship, as the
-    folds of one package: each held-out case can be scored by the one network that never saw it.
+    The first two stages see no held-out case; the third and fourth are run once without each of them. All these networks
+    ship, as the folds of one package: each held-out case can be scored by the one network that never saw it.
     """
     from slice3d.training.card import VERSION, package_facts
     from slice3d.training.crops import Pool
@@ -134,9 +140,10 @@ def train_torso(
     with first_process_first(processes):
         prepare_pool(data, pool, synthetic=recipe.synthetic, phantoms=recipe.phantoms, progress=progress)
     coarse, middle, fine = coarse_settings(recipe), middle_settings(recipe), fine_settings(recipe)
+    again = again_settings(recipe)
     report(
-        f"{coarse.steps} steps at {COARSE_MM[0]} mm, {middle.steps} at {MIDDLE_MM[0]} mm, then {fine.steps} at "
-        f"{FINE_MM[0]} mm without each of {', '.join(recipe.held_out)}"
+        f"{coarse.steps} steps at {COARSE_MM[0]} mm, {middle.steps} at {MIDDLE_MM[0]} mm, then {fine.steps} and "
+        f"{again.steps} at {FINE_MM[0]} mm without each of {', '.join(recipe.held_out)}"
     )
 
     def train(name: str, how: TrainSettings, mix: Mapping[str, float], without: tuple[str, ...]) -> Path:
@@ -151,10 +158,12 @@ def train_torso(
     last = []
     for name in recipe.held_out:
         warm_start(shared, out / f"without-{name}")
-        last.append(train(f"without-{name}", fine, FINE_MIX, (name,)))
-    drawn = ("coarse", "middle", f"without-{recipe.held_out[0]}")
+        once = train(f"without-{name}", fine, FINE_MIX, (name,))
+        warm_start(once, out / f"without-{name}-again")
+        last.append(train(f"without-{name}-again", again, FINE_MIX, (name,)))
+    drawn = ("coarse", "middle", f"without-{recipe.held_out[0]}", f"without-{recipe.held_out[0]}-again")
     with first_process_first(processes) as first:
         if not first:
             return out / "package"
         draw_stages([out / stage for stage in drawn], out / "learning-curves.png")
-        return export(last, replace(fine, spacing_mm=WORKING_MM), package_facts(recipe.held_out), out / "package")
+        return export(last, replace(again, spacing_mm=WORKING_MM), package_facts(recipe.held_out), out / "package")

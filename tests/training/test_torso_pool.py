@@ -123,11 +123,12 @@ def test_each_stage_begins_with_the_weights_of_the_one_before_and_never_sees_its
 
     monkeypatch.setattr(torso, "prepare_pool", prepared)
     monkeypatch.setattr(crops, "Pool", Watched)
-    recipe = torso.Recipe(coarse_steps=1, middle_steps=0, fine_steps=1)
+    recipe = torso.Recipe(coarse_steps=1, middle_steps=0, fine_steps=0, again_steps=1)
     told: list[str] = []
     package = torso.train_torso(tmp_path, tmp_path / "out", recipe=recipe, report=told.append)
     assert drawn == [
-        ("coarse", {"other"}), ("middle", {"other"}), ("fine", {"spl", "other"}), ("fine", {"s0009", "other"}),
+        ("coarse", {"other"}), ("middle", {"other"}), ("fine", {"spl", "other"}), ("fine", {"spl", "other"}),
+        ("fine", {"s0009", "other"}), ("fine", {"s0009", "other"}),
     ]  # fmt: skip
     assert "0 at 3.2 mm" in told[0]
     coarse, middle = (
@@ -136,7 +137,7 @@ def test_each_stage_begins_with_the_weights_of_the_one_before_and_never_sees_its
     )
     assert all((coarse[name] == middle[name]).all() for name in coarse), "no step was made: nothing but handed on"
     for fold, (held, other) in enumerate((("s0009", "spl"), ("spl", "s0009"))):
-        rows = read_history(tmp_path / "out" / f"without-{held}")
+        rows = read_history(tmp_path / "out" / f"without-{held}-again")
         watched = {key.split("/")[0] for row in rows for key in row if "/" in key}
         assert watched == {held}, f"and not {other}"
         # one step of a warm-up: near the weights that it began with, but for what class weights put into the last bias
@@ -149,6 +150,6 @@ def test_each_stage_begins_with_the_weights_of_the_one_before_and_never_sees_its
     assert described.spacing_mm == torso.WORKING_MM
     assert (tmp_path / "out" / "learning-curves.png").exists()
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/last.ckpt")}
-    assert len(stamps) == 4
+    assert len(stamps) == 6
     torso.train_torso(tmp_path, tmp_path / "out", recipe=recipe)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "what is finished is not done again"

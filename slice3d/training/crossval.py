@@ -29,7 +29,7 @@ from slice3d.training.structures import IGNORE
 from slice3d.volume import Segmentation
 
 _FEWEST_CASES = 10  # for a calibration of a structure by itself
-_LEAST_OFF = 0.25
+_LEAST_OFF = 0.25  # share of the mean volume by which any range reaches up and down
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """case → structure → measure → value."""
@@ -163,7 +163,7 @@ def score(
 
 def _rounded(volume: float) -> float:
     """To 0.001 ml, and of a mouse's organ not to nothing."""
-    return max(round(volume, 3), float(f"{volume:.3g}"), key=lambda near: -abs(near - volume))
+    return min(round(volume, 3), float(f"{volume:.3g}"), key=lambda near: abs(near - volume))
 
 
 def reliability(scores: Mapping[str, Mapping[str, Mapping[str, float]]], *, per_structure: bool) -> dict[str, Any]:

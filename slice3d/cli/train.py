@@ -27,6 +27,10 @@ def train(
     data: Annotated[
         Path | None, typer.Option("--data", envvar="SLICE3D_TEST_DATA", help="Data folder of a recipe.")
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", help="Package of an earlier version that the recipe's last stage begins with."),
+    ] = None,
     synthesise: Annotated[
         bool, typer.Option("--synthesise", help="DATASET is a folder of label maps; paint the images from them.")
     ] = False,
@@ -37,7 +41,7 @@ def train(
     """Train a network and export it as a model package; run again after an interruption to go on."""
     from slice3d.errors import InputError
     from slice3d.training.loop import Processes
-    from slice3d.training.recipes import RECIPES
+    from slice3d.training.recipes import BEGIN_WITH, RECIPES
     from slice3d.training.run import read_config, train_dataset
     from slice3d.training.synthetic_run import train_label_maps
 
@@ -60,7 +64,16 @@ def train(
                 )
             if data is None:
                 raise InputError(f"recipe {recipe} needs its data; give --data or set SLICE3D_TEST_DATA")
-            package = RECIPES[recipe](data, out, report=report, processes=processes, progress=progress)
+            begun = {}
+            if start is not None:
+                if recipe not in BEGIN_WITH:
+                    raise InputError(
+                        f"--start goes with {' or '.join(BEGIN_WITH)}; recipe {recipe} begins from nothing"
+                    )
+                begun["start"] = start
+            package = RECIPES[recipe](data, out, report=report, processes=processes, progress=progress, **begun)
+        elif start is not None:
+            raise InputError(f"--start goes with --recipe {' or '.join(BEGIN_WITH)}; data sets begin from nothing")
         elif dataset is None:
             raise InputError("nothing to train on; give a data set folder, or --recipe")
         else:

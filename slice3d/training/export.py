@@ -7,10 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slice3d.errors import InputError
 from slice3d.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from slice3d.models.package import ModelPackage
 
 FORMAT = "slice3d-model/1"
 WEIGHTS = "weights.safetensors"
@@ -93,15 +98,37 @@ def _weights(checkpoint: Path, settings: TrainSettings, target: Path) -> dict[st
 
     network = build_network(settings.network, settings.arguments)
     network.load_state_dict(without_heads(torch.load(checkpoint, weights_only=True, map_location="cpu")["ema"]))
-    _without_class_weights(network, settings)
+    _shift_by_class_weights(network, settings, -1)
     write_weights(network.state_dict(), target, half=True)
     target.chmod(0o644)
     return {"file": target.name, "sha256": hashlib.sha256(target.read_bytes()).hexdigest(), "dtype": "float16"}
 
 
-def _without_class_weights(network: Any, settings: TrainSettings) -> None:
-    """Take the class weights of the cross-entropy off the scores, in place: a class that counted eightfold while training
-    comes out as eight times too likely (logit adjustment, Menon et al. 2021, arXiv:2007.07314).
+def training_weights(package: ModelPackage, fold: int, settings: TrainSettings) -> dict[str, torch.Tensor]:
+    """The weights of one network of a package, as training with `settings` has them: what `export` took off is back.
+
+    Raises `InputError` where the package's network is not the one that is trained, `ModelError` where it is damaged.
+    """
+    from slice3d.models.loading import load_network
+
+    theirs = (package.network_class, dict(package.network_arguments), dict(package.labels))
+    for what, a, b in zip(
+        ("network", "arguments", "labels"), theirs, (settings.network, settings.arguments, settings.labels), strict=True
+    ):
+        if json.loads(json.dumps(a)) != json.loads(json.dumps(b)):
+            raise InputError(
+                f"training cannot begin with model {package.name!r} {package.version}: its {what} are {a}, expected {b}"
+            )
+    network = load_network(package, fold)
+    _shift_by_class_weights(network, settings, 1)
+    return {name: value.detach() for name, value in network.state_dict().items()}
+
+
+def _shift_by_class_weights(network: torch.nn.Module, settings: TrainSettings, sign: int) -> None:
+    """Take the class weights of the cross-entropy off the scores (-1) or put them back (1), in place.
+
+    A class that counted eightfold while training comes out as eight times too likely (logit adjustment, Menon et al.
+    2021, arXiv:2007.07314).
     """
     import math
 
@@ -111,7 +138,7 @@ def _without_class_weights(network: Any, settings: TrainSettings) -> None:
 
     if not settings.class_weights:
         return
-    found = last_convolution(getattr(network, "inner", network))  # of a SubpixelUNet, the network within
+    found = last_convolution(getattr(network, "inner", network))  # type: ignore[arg-type]  # of a SubpixelUNet, the network within
     if found is None or found[2].bias is None:
         raise InputError(
             f"{settings.network} has no known last layer from whose bias class weights can be taken; expected a DynUNet "
@@ -120,4 +147,4 @@ def _without_class_weights(network: Any, settings: TrainSettings) -> None:
     with torch.no_grad():
         blocks = found[2].bias.view(-1, settings.classes)  # a view: several voxels' classes side by side
         for value, weight in settings.class_weights.items():
-            blocks[:, value] -= math.log(weight)
+            blocks[:, value] += sign * math.log(weight)

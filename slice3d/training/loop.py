@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,9 +65,43 @@ def warm_start(checkpoint: Path, folder: Path) -> None:
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     state["step"], state["model"] = 0, {k: v.clone() for k, v in state["ema"].items()}
     state["optimizer"]["state"] = {}
+    _put(state, folder)
+
+
+def begin_with(weights: Mapping[str, torch.Tensor], settings: TrainSettings, folder: Path) -> None:
+    """Let a new run in `folder` begin with these weights of its network, auxiliary heads anew; a run already there is left
+    alone.
+    """
+    if (folder / CHECKPOINT).exists():
+        return
+    network, optimizer = _new(settings)
+    getattr(network, "network", network).load_state_dict(weights)
+    model = network.state_dict()
+    state = {
+        "model": model,
+        "optimizer": optimizer.state_dict(),
+        "ema": {k: v.clone() for k, v in model.items()},
+        "step": 0,
+    }
+    _put(state, folder)
+
+
+def _new(settings: TrainSettings) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """A network with the random weights of this seed, and what moves them."""
+    torch.manual_seed(settings.seed)
+    network = build_network(settings.network, settings.arguments)
+    if settings.deep_supervision:
+        network = AuxiliaryHeads(network)
+    network = with_quick_gradients(network).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return network, torch.optim.AdamW(
+        network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def _put(state: Mapping[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{CHECKPOINT}.{os.getpid()}"  # each process of several writes the same
-    torch.save(state, part)
+    torch.save(dict(state), part)
     part.replace(folder / CHECKPOINT)
 
 
@@ -104,13 +138,7 @@ def fit(
     torch.set_num_threads(settings.threads)
     folder.mkdir(parents=True, exist_ok=True)
     fabric = _fabric(settings, folder, processes or Processes())
-    torch.manual_seed(settings.seed)
-    network = build_network(settings.network, settings.arguments)
-    if settings.deep_supervision:
-        network = AuxiliaryHeads(network)
-    network = with_quick_gradients(network).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    network, optimizer = fabric.setup(network, optimizer)
+    network, optimizer = fabric.setup(*_new(settings))
     average = {k: v.detach().clone() for k, v in network.module.state_dict().items()}
     state = {"model": network, "optimizer": optimizer, "ema": average, "step": 0}
     if (folder / CHECKPOINT).exists():

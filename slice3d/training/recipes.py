@@ -16,3 +16,6 @@ RECIPES: dict[str, Callable[..., Path]] = {
     "mr-hippocampus": train_hippocampus,
     "mr-sarcoma": train_sarcoma,
 }
+
+BEGIN_WITH = ("ct-torso",)
+"""Recipes that can begin with the networks of an earlier version."""

@@ -35,7 +35,7 @@ class Recipe:
     coarse_steps: int = 5500
     middle_steps: int = 10000
     fine_steps: int = 8000
-    again_steps: int = 10000
+    again_steps: int = 8000
     held_out: tuple[str, ...] = HELD_OUT
     workers: int = 0
     threads: int = 1
@@ -90,8 +90,9 @@ def fine_settings(recipe: Recipe) -> TrainSettings:
 
 
 def again_settings(recipe: Recipe) -> TrainSettings:
-    """2.5 mm voxels once more: the learning rate back up, other crops, and down to nothing again."""
-    return replace(fine_settings(recipe), steps=recipe.again_steps, seed=6, validate_every=2500)
+    """2.5 mm voxels once more: the learning rate back up, other crops, more of them noisy or thick, and down to nothing."""
+    worse = replace(_NARROW, noise=0.25, low_resolution=0.2)
+    return replace(fine_settings(recipe), steps=recipe.again_steps, augment=worse, seed=6, validate_every=2000)
 
 
 def guessed_outlines(
@@ -118,33 +119,43 @@ def guessed_outlines(
 
 
 def train_torso(
-    data: Path, out: Path, *, report: Callable[[str], None] = lambda line: None, processes: Any = None,
-    recipe: Recipe | None = None, progress: Progress = silent,
+    data: Path, out: Path, *, start: Path | None = None, report: Callable[[str], None] = lambda line: None,
+    processes: Any = None, recipe: Recipe | None = None, progress: Progress = silent,
 ) -> Path:  # fmt: skip
     """Run the recipe and return the package's folder. Each part goes on where an interrupted run left it.
 
     The first two stages see no held-out case; the third and fourth are run once without each of them. All these networks
     ship, as the folds of one package: each held-out case can be scored by the one network that never saw it.
+
+    start: folder of an earlier version's package, whose networks the last stage begins with; the stages before are left
+    out. Raises `InputError` where it is not a package of this recipe with the same cases held out, in the same order.
     """
     from slice3d.training.card import VERSION, package_facts
     from slice3d.training.crops import Pool
     from slice3d.training.curves import draw_stages
     from slice3d.training.export import export
-    from slice3d.training.loop import first_process_first, fit, warm_start
+    from slice3d.training.loop import begin_with, first_process_first, fit, warm_start
     from slice3d.training.validate import WholeVolumes
 
     recipe = recipe or Recipe()
     if not recipe.held_out:
         raise InputError("no held-out case; expected at least one: each network of the package leaves one out")
-    pool = out / f"pool-{VERSION}"  # other versions label the same cases in another way
-    with first_process_first(processes):
-        prepare_pool(data, pool, synthetic=recipe.synthetic, phantoms=recipe.phantoms, progress=progress)
     coarse, middle, fine = coarse_settings(recipe), middle_settings(recipe), fine_settings(recipe)
     again = again_settings(recipe)
-    report(
-        f"{coarse.steps} steps at {COARSE_MM[0]} mm, {middle.steps} at {MIDDLE_MM[0]} mm, then {fine.steps} and "
-        f"{again.steps} at {FINE_MM[0]} mm without each of {', '.join(recipe.held_out)}"
-    )
+    begun = _networks(start, again, recipe.held_out) if start is not None else []
+    pool = out / f"pool-{VERSION}"  # other versions label the same cases in another way
+    with first_process_first(processes):
+        prepare_pool(
+            data, pool, synthetic=recipe.synthetic, phantoms=recipe.phantoms, coarser=start is None, progress=progress
+        )
+    last_steps = f"{again.steps} at {FINE_MM[0]} mm without each of {', '.join(recipe.held_out)}"
+    if start is None:
+        before = (
+            f"{coarse.steps} steps at {COARSE_MM[0]} mm, {middle.steps} at {MIDDLE_MM[0]} mm, then {fine.steps} and "
+        )
+        report(before + last_steps)
+    else:
+        report(f"from the networks in {start}, steps: {last_steps}")
 
     def train(name: str, how: TrainSettings, mix: Mapping[str, float], without: tuple[str, ...]) -> Path:
         drawn = Pool({pool / group: weight for group, weight in mix.items()}, without=without)
@@ -153,17 +164,39 @@ def train_torso(
         watch = WholeVolumes(watched, how) if watched else None
         return fit(drawn, how, out / name, validate=watch, processes=processes, progress=progress)
 
-    warm_start(train("coarse", coarse, COARSE_MIX, recipe.held_out), out / "middle")
-    shared = train("middle", middle, MIDDLE_MIX, recipe.held_out)
+    stages = []
+    shared = None
+    if start is None:
+        warm_start(train("coarse", coarse, COARSE_MIX, recipe.held_out), out / "middle")
+        shared = train("middle", middle, MIDDLE_MIX, recipe.held_out)
+        stages += ["coarse", "middle", f"without-{recipe.held_out[0]}"]
     last = []
-    for name in recipe.held_out:
-        warm_start(shared, out / f"without-{name}")
-        once = train(f"without-{name}", fine, FINE_MIX, (name,))
-        warm_start(once, out / f"without-{name}-again")
+    for fold, name in enumerate(recipe.held_out):
+        if shared is None:
+            begin_with(begun[fold], again, out / f"without-{name}-again")
+        else:
+            warm_start(shared, out / f"without-{name}")
+            once = train(f"without-{name}", fine, FINE_MIX, (name,))
+            warm_start(once, out / f"without-{name}-again")
         last.append(train(f"without-{name}-again", again, FINE_MIX, (name,)))
-    drawn = ("coarse", "middle", f"without-{recipe.held_out[0]}", f"without-{recipe.held_out[0]}-again")
+    stages.append(f"without-{recipe.held_out[0]}-again")
     with first_process_first(processes) as first:
         if not first:
             return out / "package"
-        draw_stages([out / stage for stage in drawn], out / "learning-curves.png")
+        draw_stages([out / stage for stage in stages], out / "learning-curves.png")
         return export(last, replace(again, spacing_mm=WORKING_MM), package_facts(recipe.held_out), out / "package")
+
+
+def _networks(start: Path, settings: TrainSettings, held_out: tuple[str, ...]) -> list[Any]:
+    """The weights of each network of an earlier version, which must have seen none of what is held out of it here."""
+    from slice3d.models.package import read_package
+    from slice3d.training.export import training_weights
+
+    package = read_package(start)
+    theirs = package.description.get("training", {}).get("held_out_by_fold")
+    if theirs != [[name] for name in held_out]:
+        raise InputError(
+            f"{start} holds {package.name!r} {package.version}, of whose networks are held out: {theirs or 'unknown'}; "
+            f"expected an earlier ct-torso, network by network without {', '.join(held_out)}"
+        )
+    return [training_weights(package, fold, settings) for fold in range(len(held_out))]

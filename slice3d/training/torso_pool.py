@@ -45,12 +45,12 @@ def synthetic_case(atlas: Atlas, number: int) -> Case:
 
 
 def prepare_pool(
-    data: Path, folder: Path, *, synthetic: int, phantoms: int, progress: Progress = silent,
+    data: Path, folder: Path, *, synthetic: int, phantoms: int, coarser: bool = True, progress: Progress = silent,
 ) -> None:  # fmt: skip
     """Write `folder/<level>/<group>`: groups labelled, confirmed, synth and phantom, and `outlines/ruled`. What is there is
     kept.
 
-    synthetic, phantoms: how many. Raises `InputError` where `data` lacks a case.
+    synthetic, phantoms: how many. coarser: also on larger voxels than the finest. Raises `InputError` where `data` lacks a case.
     """
     outlines = folder / "outlines" / "ruled"
     work: list[tuple[Path, str, Callable[[], Case]]] = [
@@ -58,7 +58,7 @@ def prepare_pool(
     ]
     for (group, name), make in _fine_cases(data, outlines, synthetic, phantoms).items():
         work.append((folder / "fine" / group, name, make))
-        for level, mm in (("middle", MIDDLE_MM), ("coarse", COARSE_MM)):
+        for level, mm in (("middle", MIDDLE_MM), ("coarse", COARSE_MM)) if coarser else ():
             work.append((folder / level / group, name, partial(_coarser, folder / "fine" / group, name, mm)))
     for done, (where, name, make) in enumerate(work):
         if not (where / f"{name}.json").exists():

@@ -153,3 +153,53 @@ def test_each_stage_begins_with_the_weights_of_the_one_before_and_never_sees_its
     assert len(stamps) == 6
     torso.train_torso(tmp_path, tmp_path / "out", recipe=recipe)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "what is finished is not done again"
+
+
+def test_the_last_stage_alone_begins_with_the_networks_of_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from safetensors.torch import load_file
+
+    from slice3d.errors import InputError
+    from slice3d.models.package import read_package
+    from slice3d.training import torso
+    from slice3d.training.card import package_facts
+    from slice3d.training.export import export
+    from slice3d.training.loop import _new, begin_with
+
+    def prepared(data: Path, folder: Path, *, coarser: bool, **_: object) -> None:
+        assert not coarser, "larger voxels are of the stages that are left out"
+        for name in ("s0009", "spl", "other"):
+            cases.save(replace(patient(torso.FINE_MM, organ=True), name=name), folder / "fine" / "labelled")
+
+    monkeypatch.setattr(torso, "prepare_pool", prepared)
+    recipe = torso.Recipe(again_steps=1)
+    how = torso.again_settings(recipe)
+    for name, seed in (("s0009", 11), ("spl", 12)):
+        network, _ = _new(replace(how, seed=seed))
+        begin_with({k.removeprefix("network."): v for k, v in network.state_dict().items() if k.startswith("network.")},
+                   how, tmp_path / name)  # fmt: skip
+    before = [tmp_path / name / "last.ckpt" for name in ("s0009", "spl")]
+    earlier = export(before, how, package_facts(("s0009", "spl")), tmp_path / "earlier")
+    told: list[str] = []
+    package = torso.train_torso(tmp_path, tmp_path / "out", start=earlier, recipe=recipe, report=told.append)
+    assert "earlier" in told[0]
+    assert "4.5 mm" not in told[0]
+    assert {path.parent.name for path in (tmp_path / "out").glob("*/last.ckpt")} == {
+        "without-s0009-again", "without-spl-again",
+    }  # fmt: skip
+    assert read_package(package).spacing_mm == torso.WORKING_MM
+    # one step of a warm-up: class weights were put back, and taken off again
+    for fold in range(2):
+        a, b = (load_file(folder / f"weights-{fold}.safetensors") for folder in (earlier, package))
+        assert a.keys() == b.keys()
+        assert all((a[name] - b[name]).abs().max() < 2e-3 for name in a)
+    with pytest.raises(InputError, match="expected an earlier ct-torso, network by network without spl, s0009"):
+        torso.train_torso(
+            tmp_path, tmp_path / "other", start=earlier, recipe=replace(recipe, held_out=("spl", "s0009"))
+        )
+    other = replace(how, labels={**how.labels, 1: "heart"})
+    with pytest.raises(InputError, match="its labels are"):
+        torso._networks(earlier, other, recipe.held_out)

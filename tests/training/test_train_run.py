@@ -530,6 +530,25 @@ def test_a_recipe_with_options_that_it_ignores_is_refused(tmp_path: Path, given:
     assert f"--recipe ct-torso was given with {says}" in f"{refused.exception} {refused.output}"
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--recipe", "mr-brain"], "--start goes with ct-torso; recipe mr-brain begins from nothing"),
+        (["folder"], "--start goes with --recipe ct-torso; data sets begin from nothing"),
+    ],
+)
+def test_a_package_to_begin_with_is_refused_where_nothing_begins_with_it(
+    tmp_path: Path, given: list[str], says: str
+) -> None:
+    from typer.testing import CliRunner
+
+    from slice3d.cli.main import app
+
+    refused = CliRunner().invoke(app, ["train", *given, "--start", str(tmp_path), "--data", str(tmp_path)])
+    assert refused.exit_code != 0
+    assert says in f"{refused.exception} {refused.output}"
+
+
 def test_tables_of_a_configuration_reach_the_run(dataset: Path, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text(

@@ -341,8 +341,9 @@ def write(scores: dict[str, Any], tables: dict[str, str], line: dict[str, float]
     description["reliability"] = {"measure": "soft_dice", "default": line, "structures": {}, "untested": UNTESTED}
     (PACKAGE / "model.json").write_text(json.dumps(description, indent=1) + "\n")
     PAGE.write_text(page)
-    held = [case for left in description["training"]["held_out_by_fold"] for case in left]
-    (PACKAGE / "README.md").write_text(card_text(held, scores))
+    training = description["training"]
+    held = [case for left in training["held_out_by_fold"] for case in left]
+    (PACKAGE / "README.md").write_text(card_text(held, scores, training.get("begun_with")))
 
 
 def table(scores: dict[str, Any]) -> str:

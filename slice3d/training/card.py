@@ -29,10 +29,14 @@ UNTESTED = {"liver_tumor": "learnt this from lesions that were made up"}
 """Structure → what must be said of it wherever it is asked for."""
 
 
-def training_facts(held_out: Sequence[str]) -> dict[str, Any]:
-    """Every case by name and licence, and how it was used. held_out: the case that each network did not see, in order."""
+def training_facts(held_out: Sequence[str], begun_with: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Every case by name and licence, and how it was used. held_out: the case that each network did not see, in order.
+
+    begun_with: version and SHA-256 of the package whose networks the last stage began with.
+    """
     return {
-        "recipe": "slice3d train --recipe ct-torso",
+        "recipe": "slice3d train --recipe ct-torso" + (" --start PACKAGE" if begun_with else ""),
+        **({"begun_with": dict(begun_with)} if begun_with else {}),
         "labelled": {name: source.licence for name, source in LABELLED.items()},
         "label_maps_for_synthesis": {name: source.licence for name, source in MAPS.items()},
         "pseudo_labelled": {
@@ -46,10 +50,12 @@ def training_facts(held_out: Sequence[str]) -> dict[str, Any]:
 
 def package_facts(
     held_out: Sequence[str], *, scores: Mapping[str, Any] | None = None, reliability: Mapping[str, Any] | None = None,
+    begun_with: Mapping[str, str] | None = None,
 ) -> CardFacts:  # fmt: skip
     """Facts and card of the package.
 
-    held_out: the case that each of its networks did not see. scores: case → structure → {dice, …}.
+    held_out: the case that each of its networks did not see. scores: case → structure → {dice, …}. begun_with: version and
+    SHA-256 of the package whose networks these began with.
     """
     return CardFacts(
         name="ct-torso",
@@ -58,14 +64,14 @@ def package_facts(
         modality=("CT",),
         groups=GROUPS,
         tissues=TISSUES,
-        training=training_facts(held_out),
+        training=training_facts(held_out, begun_with),
         scores=scores or {},
         reliability={**(reliability or {}), "untested": UNTESTED},
-        card=card_text(held_out, scores or {}),
+        card=card_text(held_out, scores or {}, begun_with),
     )
 
 
-def card_text(held_out: Sequence[str], scores: Mapping[str, Any]) -> str:
+def card_text(held_out: Sequence[str], scores: Mapping[str, Any], begun_with: Mapping[str, str] | None = None) -> str:
     """README.md of the package."""
     facts = training_facts(held_out)
     rows = [
@@ -81,6 +87,7 @@ def card_text(held_out: Sequence[str], scores: Mapping[str, Any]) -> str:
         for name, entry in facts["pseudo_labelled"].items()
     ]
     held = [f"- network {number}: {name}" for number, name in enumerate(held_out)]
+    begun = [f"Begun with the networks of version {begun_with['version']}.", ""] if begun_with else []
     return "\n".join(
         [
             "# ct-torso", "",
@@ -97,6 +104,7 @@ def card_text(held_out: Sequence[str], scores: Mapping[str, Any]) -> str:
             "CT without labels (rules on HU for lungs, bone and body; outlines confirmed by eye, the rest left open):",
             *pseudo, "", "Random stylised phantoms made by this project's code.", "",
             "Held out of one network each:", *held, "",
+            *begun,
             "`docs/models.md` has the method, the pictures and the limits. Weights: CC BY 4.0, with attribution to the "
             "sources above.", "",
         ]

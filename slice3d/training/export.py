@@ -138,7 +138,7 @@ def _shift_by_class_weights(network: torch.nn.Module, settings: TrainSettings, s
 
     if not settings.class_weights:
         return
-    found = last_convolution(getattr(network, "inner", network))  # type: ignore[arg-type]  # of a SubpixelUNet, the network within
+    found = last_convolution(getattr(network, "inner", network))  # of a SubpixelUNet, the network within
     if found is None or found[2].bias is None:
         raise InputError(
             f"{settings.network} has no known last layer from whose bias class weights can be taken; expected a DynUNet "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from slice3d.training.cases import Case
 from slice3d.training.settings import AugmentSettings, IntensitySettings, TrainSettings
 from slice3d.training.structures import CONTEXT, LABELS, VALUES
 from slice3d.training.torso_pool import COARSE_MM, FINE_MM, MIDDLE_MM, OUTLINES_MM, WORKING_MM, prepare_pool
+
+if TYPE_CHECKING:
+    from slice3d.models.package import ModelPackage
 
 HELD_OUT = ("s0009", "spl")
 COARSE_MIX = {"coarse/labelled": 0.12, "coarse/confirmed": 0.30, "coarse/synth": 0.50, "coarse/phantom": 0.08}
@@ -128,13 +132,14 @@ def train_torso(
     ship, as the folds of one package: each held-out case can be scored by the one network that never saw it.
 
     start: folder of an earlier version's package, whose networks the last stage begins with; the stages before are left
-    out. Raises `InputError` where it is not a package of this recipe with the same cases held out, in the same order.
+    out. Raises `InputError` where it is not a package of this recipe with the same cases held out, in the same order, and
+    where the run in `out` began otherwise.
     """
     from slice3d.training.card import VERSION, package_facts
     from slice3d.training.crops import Pool
     from slice3d.training.curves import draw_stages
-    from slice3d.training.export import export
-    from slice3d.training.loop import begin_with, first_process_first, fit, warm_start
+    from slice3d.training.export import export, training_weights
+    from slice3d.training.loop import CHECKPOINT, begin_with, first_process_first, fit, warm_start
     from slice3d.training.validate import WholeVolumes
 
     recipe = recipe or Recipe()
@@ -142,20 +147,21 @@ def train_torso(
         raise InputError("no held-out case; expected at least one: each network of the package leaves one out")
     coarse, middle, fine = coarse_settings(recipe), middle_settings(recipe), fine_settings(recipe)
     again = again_settings(recipe)
-    begun = _networks(start, again, recipe.held_out) if start is not None else []
+    earlier = _earlier(start, recipe.held_out) if start is not None else None
+    begun_with = {"version": earlier.version, "sha256": earlier.sha256} if earlier else None
     pool = out / f"pool-{VERSION}"  # other versions label the same cases in another way
     with first_process_first(processes):
+        _begins_alike(out / "begun-with.json", begun_with)
         prepare_pool(
-            data, pool, synthetic=recipe.synthetic, phantoms=recipe.phantoms, coarser=start is None, progress=progress
+            data, pool, synthetic=recipe.synthetic, phantoms=recipe.phantoms, coarser=earlier is None, progress=progress
         )
-    last_steps = f"{again.steps} at {FINE_MM[0]} mm without each of {', '.join(recipe.held_out)}"
-    if start is None:
+    if earlier:
+        before = f"from the networks of {earlier.name} {earlier.version}: "
+    else:
         before = (
             f"{coarse.steps} steps at {COARSE_MM[0]} mm, {middle.steps} at {MIDDLE_MM[0]} mm, then {fine.steps} and "
         )
-        report(before + last_steps)
-    else:
-        report(f"from the networks in {start}, steps: {last_steps}")
+    report(f"{before}{again.steps} steps at {FINE_MM[0]} mm without each of {', '.join(recipe.held_out)}")
 
     def train(name: str, how: TrainSettings, mix: Mapping[str, float], without: tuple[str, ...]) -> Path:
         drawn = Pool({pool / group: weight for group, weight in mix.items()}, without=without)
@@ -164,33 +170,32 @@ def train_torso(
         watch = WholeVolumes(watched, how) if watched else None
         return fit(drawn, how, out / name, validate=watch, processes=processes, progress=progress)
 
-    stages = []
-    shared = None
-    if start is None:
-        warm_start(train("coarse", coarse, COARSE_MIX, recipe.held_out), out / "middle")
-        shared = train("middle", middle, MIDDLE_MIX, recipe.held_out)
-        stages += ["coarse", "middle", f"without-{recipe.held_out[0]}"]
+    stages = [f"without-{recipe.held_out[0]}-again"]
+    shared = out / "middle" / CHECKPOINT
+    if earlier is None:
+        warm_start(train("coarse", coarse, COARSE_MIX, recipe.held_out), shared.parent)
+        train("middle", middle, MIDDLE_MIX, recipe.held_out)
+        stages = ["coarse", "middle", f"without-{recipe.held_out[0]}", *stages]
     last = []
     for fold, name in enumerate(recipe.held_out):
-        if shared is None:
-            begin_with(begun[fold], again, out / f"without-{name}-again")
+        if earlier:
+            begin_with(training_weights(earlier, fold, again), again, out / f"without-{name}-again")
         else:
             warm_start(shared, out / f"without-{name}")
             once = train(f"without-{name}", fine, FINE_MIX, (name,))
             warm_start(once, out / f"without-{name}-again")
         last.append(train(f"without-{name}-again", again, FINE_MIX, (name,)))
-    stages.append(f"without-{recipe.held_out[0]}-again")
     with first_process_first(processes) as first:
         if not first:
             return out / "package"
         draw_stages([out / stage for stage in stages], out / "learning-curves.png")
-        return export(last, replace(again, spacing_mm=WORKING_MM), package_facts(recipe.held_out), out / "package")
+        facts = package_facts(recipe.held_out, begun_with=begun_with)
+        return export(last, replace(again, spacing_mm=WORKING_MM), facts, out / "package")
 
 
-def _networks(start: Path, settings: TrainSettings, held_out: tuple[str, ...]) -> list[Any]:
-    """The weights of each network of an earlier version, which must have seen none of what is held out of it here."""
+def _earlier(start: Path, held_out: tuple[str, ...]) -> ModelPackage:
+    """An earlier version, whose networks must have seen nothing of what is held out of them here."""
     from slice3d.models.package import read_package
-    from slice3d.training.export import training_weights
 
     package = read_package(start)
     theirs = package.description.get("training", {}).get("held_out_by_fold")
@@ -199,4 +204,15 @@ def _networks(start: Path, settings: TrainSettings, held_out: tuple[str, ...]) -
             f"{start} holds {package.name!r} {package.version}, of whose networks are held out: {theirs or 'unknown'}; "
             f"expected an earlier ct-torso, network by network without {', '.join(held_out)}"
         )
-    return [training_weights(package, fold, settings) for fold in range(len(held_out))]
+    return package
+
+
+def _begins_alike(path: Path, begun_with: Mapping[str, str] | None) -> None:
+    """Raise `InputError` when the run that `path` is of began with other networks; a new one leaves word there."""
+    if path.exists() and (there := json.loads(path.read_text(encoding="utf-8"))) != begun_with:
+        was, now = (f"the networks of version {b['version']}" if b else "nothing" for b in (there, begun_with))
+        raise InputError(
+            f"the run in {path.parent} began with {was}, this one would with {now}; choose another folder for it"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(begun_with) + "\n", encoding="utf-8")

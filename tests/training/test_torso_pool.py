@@ -166,7 +166,7 @@ def test_the_last_stage_alone_begins_with_the_networks_of_a_package(
     from slice3d.models.package import read_package
     from slice3d.training import torso
     from slice3d.training.card import package_facts
-    from slice3d.training.export import export
+    from slice3d.training.export import export, training_weights
     from slice3d.training.loop import _new, begin_with
 
     def prepared(data: Path, folder: Path, *, coarser: bool, **_: object) -> None:
@@ -185,12 +185,14 @@ def test_the_last_stage_alone_begins_with_the_networks_of_a_package(
     earlier = export(before, how, package_facts(("s0009", "spl")), tmp_path / "earlier")
     told: list[str] = []
     package = torso.train_torso(tmp_path, tmp_path / "out", start=earlier, recipe=recipe, report=told.append)
-    assert "earlier" in told[0]
+    assert told[0].startswith("from the networks of ct-torso")
     assert "4.5 mm" not in told[0]
     assert {path.parent.name for path in (tmp_path / "out").glob("*/last.ckpt")} == {
         "without-s0009-again", "without-spl-again",
     }  # fmt: skip
-    assert read_package(package).spacing_mm == torso.WORKING_MM
+    described = read_package(package)
+    assert described.spacing_mm == torso.WORKING_MM
+    assert described.description["training"]["begun_with"]["sha256"] == read_package(earlier).sha256
     # one step of a warm-up: class weights were put back, and taken off again
     for fold in range(2):
         a, b = (load_file(folder / f"weights-{fold}.safetensors") for folder in (earlier, package))
@@ -200,6 +202,8 @@ def test_the_last_stage_alone_begins_with_the_networks_of_a_package(
         torso.train_torso(
             tmp_path, tmp_path / "other", start=earlier, recipe=replace(recipe, held_out=("spl", "s0009"))
         )
+    with pytest.raises(InputError, match=r"began with the networks of version .*, this one would with nothing"):
+        torso.train_torso(tmp_path, tmp_path / "out", recipe=recipe)
     other = replace(how, labels={**how.labels, 1: "heart"})
     with pytest.raises(InputError, match="its labels are"):
-        torso._networks(earlier, other, recipe.held_out)
+        training_weights(read_package(earlier), 0, other)

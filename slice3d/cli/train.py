@@ -70,7 +70,7 @@ def train(
                     raise InputError(
                         f"--start goes with {' or '.join(BEGIN_WITH)}; recipe {recipe} begins from nothing"
                     )
-                begun["start"] = start
+                begun["recipe"] = BEGIN_WITH[recipe](start=start)
             package = RECIPES[recipe](data, out, report=report, processes=processes, progress=progress, **begun)
         elif start is not None:
             raise InputError(f"--start goes with --recipe {' or '.join(BEGIN_WITH)}; data sets begin from nothing")

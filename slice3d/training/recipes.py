@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from slice3d.training.brain import train_brain
 from slice3d.training.hippocampus import train_hippocampus
 from slice3d.training.sarcoma import train_sarcoma
-from slice3d.training.torso import train_torso
+from slice3d.training.torso import Recipe, train_torso
 
 RECIPES: dict[str, Callable[..., Path]] = {
     "ct-torso": train_torso,
@@ -17,5 +18,5 @@ RECIPES: dict[str, Callable[..., Path]] = {
     "mr-sarcoma": train_sarcoma,
 }
 
-BEGIN_WITH = ("ct-torso",)
-"""Recipes that can begin with the networks of an earlier version."""
+BEGIN_WITH: dict[str, Callable[..., Any]] = {"ct-torso": Recipe}
+"""Recipes that can begin with the networks of an earlier version, and what takes its folder as `start`."""

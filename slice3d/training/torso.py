@@ -32,7 +32,10 @@ FINE_MIX = {"fine/labelled": 0.18, "fine/confirmed": 0.32, "fine/synth": 0.38, "
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much of everything."""
+    """How much of everything.
+
+    start: folder of an earlier version's package, whose networks the last stage begins with; the stages before are left out.
+    """
 
     synthetic: int = 143
     phantoms: int = 48
@@ -43,6 +46,7 @@ class Recipe:
     held_out: tuple[str, ...] = HELD_OUT
     workers: int = 0
     threads: int = 1
+    start: Path | None = None
 
 
 _NETWORK: dict[str, Any] = {
@@ -123,17 +127,16 @@ def guessed_outlines(
 
 
 def train_torso(
-    data: Path, out: Path, *, start: Path | None = None, report: Callable[[str], None] = lambda line: None,
-    processes: Any = None, recipe: Recipe | None = None, progress: Progress = silent,
+    data: Path, out: Path, *, report: Callable[[str], None] = lambda line: None, processes: Any = None,
+    recipe: Recipe | None = None, progress: Progress = silent,
 ) -> Path:  # fmt: skip
     """Run the recipe and return the package's folder. Each part goes on where an interrupted run left it.
 
     The first two stages see no held-out case; the third and fourth are run once without each of them. All these networks
     ship, as the folds of one package: each held-out case can be scored by the one network that never saw it.
 
-    start: folder of an earlier version's package, whose networks the last stage begins with; the stages before are left
-    out. Raises `InputError` where it is not a package of this recipe with the same cases held out, in the same order, and
-    where the run in `out` began otherwise.
+    Raises `InputError` where `recipe.start` is not a package of this recipe with the same cases held out, in the same order,
+    and where the run in `out` began otherwise.
     """
     from slice3d.training.card import VERSION, package_facts
     from slice3d.training.crops import Pool
@@ -147,7 +150,7 @@ def train_torso(
         raise InputError("no held-out case; expected at least one: each network of the package leaves one out")
     coarse, middle, fine = coarse_settings(recipe), middle_settings(recipe), fine_settings(recipe)
     again = again_settings(recipe)
-    earlier = _earlier(start, recipe.held_out) if start is not None else None
+    earlier = _earlier(recipe.start, recipe.held_out) if recipe.start is not None else None
     begun_with = {"version": earlier.version, "sha256": earlier.sha256} if earlier else None
     pool = out / f"pool-{VERSION}"  # other versions label the same cases in another way
     with first_process_first(processes):

@@ -184,7 +184,7 @@ def test_the_last_stage_alone_begins_with_the_networks_of_a_package(
     before = [tmp_path / name / "last.ckpt" for name in ("s0009", "spl")]
     earlier = export(before, how, package_facts(("s0009", "spl")), tmp_path / "earlier")
     told: list[str] = []
-    package = torso.train_torso(tmp_path, tmp_path / "out", start=earlier, recipe=recipe, report=told.append)
+    package = torso.train_torso(tmp_path, tmp_path / "out", recipe=replace(recipe, start=earlier), report=told.append)
     assert told[0].startswith("from the networks of ct-torso")
     assert "4.5 mm" not in told[0]
     assert {path.parent.name for path in (tmp_path / "out").glob("*/last.ckpt")} == {
@@ -200,7 +200,7 @@ def test_the_last_stage_alone_begins_with_the_networks_of_a_package(
         assert all((a[name] - b[name]).abs().max() < 2e-3 for name in a)
     with pytest.raises(InputError, match="expected an earlier ct-torso, network by network without spl, s0009"):
         torso.train_torso(
-            tmp_path, tmp_path / "other", start=earlier, recipe=replace(recipe, held_out=("spl", "s0009"))
+            tmp_path, tmp_path / "other", recipe=replace(recipe, start=earlier, held_out=("spl", "s0009"))
         )
     with pytest.raises(InputError, match=r"began with the networks of version .*, this one would with nothing"):
         torso.train_torso(tmp_path, tmp_path / "out", recipe=recipe)

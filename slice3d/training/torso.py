@@ -42,7 +42,7 @@ class Recipe:
     coarse_steps: int = 5500
     middle_steps: int = 10000
     fine_steps: int = 8000
-    again_steps: int = 8000
+    again_steps: int = 6000
     held_out: tuple[str, ...] = HELD_OUT
     workers: int = 0
     threads: int = 1

@@ -17,6 +17,7 @@ VALUES = {"compiled", "errors", "findings", "progress", "grid", "anatomy", "volu
 # folder or module directly below slice3d → what it may import from slice3d
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "allocator": set(),
     "compiled": set(),
     "findings": set(),
     "progress": set(),

@@ -29,7 +29,9 @@ def train(
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option("--start", help="Package of an earlier version that the recipe's last stage begins with."),
+        typer.Option(
+            "--start", help="Model (name or folder) of an earlier version that the recipe's last stage begins with."
+        ),
     ] = None,
     synthesise: Annotated[
         bool, typer.Option("--synthesise", help="DATASET is a folder of label maps; paint the images from them.")
@@ -39,6 +41,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print where the package is, or the plan, as JSON.")] = False,
 ) -> None:
     """Train a network and export it as a model package; run again after an interruption to go on."""
+    from slice3d.allocator import keep_freed_memory
     from slice3d.errors import InputError
     from slice3d.training.loop import Processes
     from slice3d.training.recipes import BEGIN_WITH, RECIPES
@@ -48,6 +51,7 @@ def train(
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     processes = Processes(devices=local, nodes=max(1, world // local))
     first = os.environ.get("RANK", "0") == "0"
+    keep_freed_memory(all_of_it=True)
 
     def report(line: str) -> None:
         console.say(line, quiet=quiet or as_json or not first)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 from typing import Any
 
 from distributed import WorkerPlugin
 
+from slice3d.allocator import keep_freed_memory
 from slice3d.cohort.work import Process
 
 # code and constants of torch, VTK, ITK and the rest: 275 MiB resident after a case
 _MAPPED_BYTES = 320 << 20
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class CaseWorker(WorkerPlugin):  # type: ignore[misc]
@@ -34,7 +32,9 @@ class CaseWorker(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Any) -> None:
         """Pin the GPU, limit the memory; before the first case, so before torch is imported."""
-        _keep_freed_memory()
+        # Dask starts workers with MALLOC_TRIM_THRESHOLD_=65536: ten times as many page faults, a quarter of the time of
+        # short cases; what is kept is given back after the case
+        keep_freed_memory()
         limit = self.memory_bytes if self.memory_bytes is not None else worker.memory_manager.memory_limit
         self.process = Process(memory_bytes=limit, threads=self.threads)
         number = str(worker.name)
@@ -42,18 +42,6 @@ class CaseWorker(WorkerPlugin):  # type: ignore[misc]
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[int(number) % len(self.gpus)]
         if limit is not None and not self.gpus:
             _limit_memory(limit)
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep what a case frees for its next array, as it does in a process of its own.
-
-    Dask starts workers with MALLOC_TRIM_THRESHOLD_=65536, with which every large array is a system call and page faults
-    (ten times as many: a quarter of the time of short cases). What is kept is given back after the case. mallopt(3).
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # what glibc's own, dynamic thresholds end up at
-        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def _limit_memory(limit: int) -> None:

@@ -11,6 +11,7 @@ from slice3d.training.export import CardFacts
 from slice3d.training.structures import GROUPS
 
 VERSION = "0.10.0"
+LICENCE = "CC-BY-4.0"
 TISSUES = (
     {"name": "air", "labels": [0], "components": 2},
     {"name": "body", "labels": [9], "components": 6},
@@ -60,7 +61,7 @@ def package_facts(
     return CardFacts(
         name="ct-torso",
         version=VERSION,
-        licence="CC-BY-4.0",
+        licence=LICENCE,
         modality=("CT",),
         groups=GROUPS,
         tissues=TISSUES,

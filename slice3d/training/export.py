@@ -55,10 +55,6 @@ def export(checkpoint: Path | Sequence[Path], settings: TrainSettings, facts: Ca
         weights: Any = _weights(checkpoint, settings, folder / WEIGHTS)
     else:
         weights = [_weights(path, settings, folder / f"weights-{n}.safetensors") for n, path in enumerate(checkpoint)]
-    how = settings.intensity
-    intensity: dict[str, Any] = {"scheme": how.scheme}
-    if how.scheme == "clip_zscore":
-        intensity |= {"clip": list(how.clip), "mean": how.mean, "std": how.std}
     description: dict[str, Any] = {
         "format": FORMAT,
         "name": facts.name,
@@ -70,7 +66,7 @@ def export(checkpoint: Path | Sequence[Path], settings: TrainSettings, facts: Ca
         "spacing_mm": list(settings.spacing_mm),
         "orientation": "RAS",
         "patch_size": list(settings.patch_size),
-        "intensity": intensity,
+        "intensity": _intensity(settings),
         "network": {"class": settings.network, "arguments": dict(settings.arguments)},
         "activation": "softmax",
         "sampling": {"resampling": "average", "pad": "lowest", "overlap": 0.5, **facts.sampling},
@@ -87,6 +83,12 @@ def export(checkpoint: Path | Sequence[Path], settings: TrainSettings, facts: Ca
     if facts.card:
         (folder / "README.md").write_text(facts.card, encoding="utf-8")
     return folder
+
+
+def _intensity(settings: TrainSettings) -> dict[str, Any]:
+    how = settings.intensity
+    values = {"clip": list(how.clip), "mean": how.mean, "std": how.std} if how.scheme == "clip_zscore" else {}
+    return {"scheme": how.scheme, **values}
 
 
 def _weights(checkpoint: Path, settings: TrainSettings, target: Path) -> dict[str, str]:
@@ -111,17 +113,24 @@ def training_weights(package: ModelPackage, fold: int, settings: TrainSettings) 
     """
     from slice3d.models.loading import load_network
 
-    theirs = (package.network_class, dict(package.network_arguments), dict(package.labels))
-    for what, a, b in zip(
-        ("network", "arguments", "labels"), theirs, (settings.network, settings.arguments, settings.labels), strict=True
-    ):
-        if json.loads(json.dumps(a)) != json.loads(json.dumps(b)):
+    ours = (settings.network, settings.arguments, settings.labels, _intensity(settings))
+    theirs = (package.network_class, package.network_arguments, package.labels, package.description.get("intensity"))
+    for what, a, b in zip(("network", "arguments", "labels", "intensity"), theirs, ours, strict=True):
+        if _plain(a) != _plain(b):
             raise InputError(
-                f"training cannot begin with model {package.name!r} {package.version}: its {what} are {a}, expected {b}"
+                f"training cannot begin with model {package.name!r} {package.version} by its {what}, "
+                f"{_plain(a)}; expected {_plain(b)}"
             )
     network = load_network(package, fold)
     _shift_by_class_weights(network, settings, 1)
     return {name: value.detach() for name, value in network.state_dict().items()}
+
+
+def _plain(value: Any) -> Any:
+    """As it reads in a file: keys are texts, sequences lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _shift_by_class_weights(network: torch.nn.Module, settings: TrainSettings, sign: int) -> None:

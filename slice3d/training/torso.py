@@ -34,7 +34,7 @@ FINE_MIX = {"fine/labelled": 0.18, "fine/confirmed": 0.32, "fine/synth": 0.38, "
 class Recipe:
     """How much of everything.
 
-    start: folder of an earlier version's package, whose networks the last stage begins with; the stages before are left out.
+    start: name or folder of an earlier version's package, whose networks the last stage begins with; the stages before are left out.
     """
 
     synthetic: int = 143
@@ -98,7 +98,10 @@ def fine_settings(recipe: Recipe) -> TrainSettings:
 
 
 def again_settings(recipe: Recipe) -> TrainSettings:
-    """2.5 mm voxels once more: the learning rate back up, other crops, more of them noisy or thick, and down to nothing."""
+    """2.5 mm voxels once more: the learning rate back up, other crops, more of them noisy or coarse, and down to nothing.
+
+    Crop n follows from the seed: a version that begins with networks which this very stage made needs another.
+    """
     worse = replace(_NARROW, noise=0.25, low_resolution=0.2)
     return replace(fine_settings(recipe), steps=recipe.again_steps, augment=worse, seed=6, validate_every=2000)
 
@@ -153,11 +156,13 @@ def train_torso(
     earlier = _earlier(recipe.start, recipe.held_out) if recipe.start is not None else None
     begun_with = {"version": earlier.version, "sha256": earlier.sha256} if earlier else None
     pool = out / f"pool-{VERSION}"  # other versions label the same cases in another way
-    with first_process_first(processes):
-        _begins_alike(out / "begun-with.json", begun_with)
+    _begins_alike(out, begun_with)
+    with first_process_first(processes) as first:
         prepare_pool(
             data, pool, synthetic=recipe.synthetic, phantoms=recipe.phantoms, coarser=earlier is None, progress=progress
         )
+        if first:
+            _leave_word(out, begun_with)
     if earlier:
         before = f"from the networks of {earlier.name} {earlier.version}: "
     else:
@@ -197,25 +202,49 @@ def train_torso(
 
 
 def _earlier(start: Path, held_out: tuple[str, ...]) -> ModelPackage:
-    """An earlier version, whose networks must have seen nothing of what is held out of them here."""
-    from slice3d.models.package import read_package
+    """An earlier version, whose networks must have seen nothing of what is held out of them here, and no other cases."""
+    from slice3d.models import registry
+    from slice3d.training.card import LICENCE, training_facts
 
-    package = read_package(start)
-    theirs = package.description.get("training", {}).get("held_out_by_fold")
-    if theirs != [[name] for name in held_out]:
+    package = registry.package(str(start))
+    found = f"{start} holds {package.name!r} {package.version}"
+    if package.name != "ct-torso" or package.licence != LICENCE:
+        raise InputError(f"{found}, {package.licence}; expected an earlier ct-torso, {LICENCE}")
+    told = package.description.get("training")
+    theirs = told if isinstance(told, dict) else {}
+    if theirs.get("held_out_by_fold") != [[name] for name in held_out] or len(package.weights) != len(held_out):
         raise InputError(
-            f"{start} holds {package.name!r} {package.version}, of whose networks are held out: {theirs or 'unknown'}; "
-            f"expected an earlier ct-torso, network by network without {', '.join(held_out)}"
+            f"{found}, {len(package.weights)} networks that were not trained on {theirs.get('held_out_by_fold', 'unknown')}; "
+            f"expected one without each of {', '.join(held_out)}, in this order"
         )
+    known = training_facts(held_out)
+    for use in ("labelled", "label_maps_for_synthesis", "pseudo_labelled"):
+        if others := sorted(set(theirs.get(use, ())) - set(known[use])):
+            raise InputError(f"{found}, trained on {', '.join(others)} as well; this recipe cannot account for that")
+    # up to 0.6.0 no structure was weighted, so that nothing was taken off that training could put back
+    if _numbers(package.version) < (0, 7):
+        raise InputError(f"{found}; expected version 0.7.0 or later")
     return package
 
 
-def _begins_alike(path: Path, begun_with: Mapping[str, str] | None) -> None:
-    """Raise `InputError` when the run that `path` is of began with other networks; a new one leaves word there."""
-    if path.exists() and (there := json.loads(path.read_text(encoding="utf-8"))) != begun_with:
-        was, now = (f"the networks of version {b['version']}" if b else "nothing" for b in (there, begun_with))
-        raise InputError(
-            f"the run in {path.parent} began with {was}, this one would with {now}; choose another folder for it"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(begun_with) + "\n", encoding="utf-8")
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+_WORD = "begun-with.json"
+
+
+def _begins_alike(out: Path, begun_with: Mapping[str, str] | None) -> None:
+    """Raise `InputError` when the run in `out` began with other networks."""
+    if not (out / _WORD).exists():
+        return
+    there = json.loads((out / _WORD).read_text(encoding="utf-8"))
+    if there != begun_with:
+        was, now = (f"version {b['version']} ({b['sha256'][:12]}…)" if b else "nothing" for b in (there, begun_with))
+        raise InputError(f"the run in {out} began with {was}, this one would with {now}; choose another folder for it")
+
+
+def _leave_word(out: Path, begun_with: Mapping[str, str] | None) -> None:
+    part = out / f"{_WORD}.part"
+    part.write_text(json.dumps(begun_with) + "\n", encoding="utf-8")
+    part.replace(out / _WORD)

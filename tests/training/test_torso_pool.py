@@ -164,9 +164,9 @@ def test_the_last_stage_alone_begins_with_the_networks_of_a_package(
 
     from slice3d.errors import InputError
     from slice3d.models.package import read_package
-    from slice3d.training import torso
-    from slice3d.training.card import package_facts
-    from slice3d.training.export import export, training_weights
+    from slice3d.training import crops, torso
+    from slice3d.training.card import VERSION, package_facts
+    from slice3d.training.export import export
     from slice3d.training.loop import _new, begin_with
 
     def prepared(data: Path, folder: Path, *, coarser: bool, **_: object) -> None:
@@ -174,7 +174,15 @@ def test_the_last_stage_alone_begins_with_the_networks_of_a_package(
         for name in ("s0009", "spl", "other"):
             cases.save(replace(patient(torso.FINE_MM, organ=True), name=name), folder / "fine" / "labelled")
 
+    drawn: list[set[str]] = []
+
+    class Watched(crops.Pool):
+        def __init__(self, folders: dict[Path, float], *, without: tuple[str, ...] = ()) -> None:
+            super().__init__(folders, without=without)
+            drawn.append(set(self.names))
+
     monkeypatch.setattr(torso, "prepare_pool", prepared)
+    monkeypatch.setattr(crops, "Pool", Watched)
     recipe = torso.Recipe(again_steps=1)
     how = torso.again_settings(recipe)
     for name, seed in (("s0009", 11), ("spl", 12)):
@@ -183,27 +191,66 @@ def test_the_last_stage_alone_begins_with_the_networks_of_a_package(
                    how, tmp_path / name)  # fmt: skip
     before = [tmp_path / name / "last.ckpt" for name in ("s0009", "spl")]
     earlier = export(before, how, package_facts(("s0009", "spl")), tmp_path / "earlier")
+    recipe = replace(recipe, start=earlier)
     told: list[str] = []
-    package = torso.train_torso(tmp_path, tmp_path / "out", recipe=replace(recipe, start=earlier), report=told.append)
+    package = torso.train_torso(tmp_path, tmp_path / "out", recipe=recipe, report=told.append)
+    assert drawn == [{"spl", "other"}, {"s0009", "other"}], "what is held out is not drawn"
     assert told[0].startswith("from the networks of ct-torso")
     assert "4.5 mm" not in told[0]
-    assert {path.parent.name for path in (tmp_path / "out").glob("*/last.ckpt")} == {
-        "without-s0009-again", "without-spl-again",
-    }  # fmt: skip
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/last.ckpt")}
+    assert {path.parent.name for path in stamps} == {"without-s0009-again", "without-spl-again"}
     described = read_package(package)
     assert described.spacing_mm == torso.WORKING_MM
     assert described.description["training"]["begun_with"]["sha256"] == read_package(earlier).sha256
+    assert f"Begun with the networks of version {VERSION}." in (package / "README.md").read_text()
     # one step of a warm-up: class weights were put back, and taken off again
     for fold in range(2):
         a, b = (load_file(folder / f"weights-{fold}.safetensors") for folder in (earlier, package))
         assert a.keys() == b.keys()
         assert all((a[name] - b[name]).abs().max() < 2e-3 for name in a)
-    with pytest.raises(InputError, match="expected an earlier ct-torso, network by network without spl, s0009"):
-        torso.train_torso(
-            tmp_path, tmp_path / "other", recipe=replace(recipe, start=earlier, held_out=("spl", "s0009"))
-        )
-    with pytest.raises(InputError, match=r"began with the networks of version .*, this one would with nothing"):
-        torso.train_torso(tmp_path, tmp_path / "out", recipe=recipe)
-    other = replace(how, labels={**how.labels, 1: "heart"})
-    with pytest.raises(InputError, match="its labels are"):
-        training_weights(read_package(earlier), 0, other)
+    torso.train_torso(tmp_path, tmp_path / "out", recipe=recipe)
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "what is finished is not done again"
+    with pytest.raises(InputError, match=r"began with version .* \([0-9a-f]{12}…\), this one would with nothing"):
+        torso.train_torso(tmp_path, tmp_path / "out", recipe=replace(recipe, start=None))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"name": "foo"}, "'foo' .*expected an earlier ct-torso"),
+        ({"licence": "CC-BY-NC-4.0"}, "CC-BY-NC-4.0; expected an earlier ct-torso, CC-BY-4.0"),
+        ({"version": "0.6.0"}, "expected version 0.7.0 or later"),
+        ({"training": None}, "not trained on unknown; expected one without each of s0009, spl"),
+        ({"held_out_by_fold": [["spl"], ["s0009"]]}, "in this order"),
+        ({"labelled": {"s0002": "", "mine": ""}}, "trained on mine as well"),
+        (
+            {"intensity": {"scheme": "clip_zscore", "clip": [-1000, 1000], "mean": 0, "std": 500}},
+            "by its intensity, .*500",
+        ),
+        ({"patch_size": [96, 96, 96]}, ""),
+    ],
+)
+def test_other_models_than_earlier_versions_are_refused(tmp_path: Path, changed: dict[str, object], says: str) -> None:
+    import json
+    import shutil
+
+    from slice3d.errors import InputError
+    from slice3d.models import registry
+    from slice3d.training import torso
+    from slice3d.training.export import training_weights
+
+    shutil.copytree(registry.package("ct-torso").folder, tmp_path / "package")
+    described = json.loads((tmp_path / "package" / "model.json").read_text())
+    inner = {"held_out_by_fold", "labelled"} & set(changed)
+    (described["training"] if inner else described).update(changed)
+    (tmp_path / "package" / "model.json").write_text(json.dumps(described))
+    how = torso.again_settings(torso.Recipe())
+
+    def weights() -> None:
+        training_weights(torso._earlier(tmp_path / "package", ("s0009", "spl")), 1, how)
+
+    if not says:  # how it is run has nothing to do with how it is trained
+        weights()
+        return
+    with pytest.raises(InputError, match=says):
+        weights()

@@ -549,6 +549,25 @@ def test_a_package_to_begin_with_is_refused_where_nothing_begins_with_it(
     assert says in f"{refused.exception} {refused.output}"
 
 
+def test_a_package_to_begin_with_reaches_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from slice3d.cli.main import app
+    from slice3d.training import recipes
+
+    asked: list[object] = []
+
+    def run(data: Path, out: Path, **given: object) -> Path:
+        asked.append(given.get("recipe"))
+        return out / "package"
+
+    monkeypatch.setitem(recipes.RECIPES, "ct-torso", run)
+    for more in (["--start", "earlier"], []):
+        done = CliRunner().invoke(app, ["train", "--recipe", "ct-torso", "--data", str(tmp_path), "--out", "x", *more])
+        assert done.exit_code == 0, done.output
+    assert asked == [recipes.Recipe(start=Path("earlier")), None]
+
+
 def test_tables_of_a_configuration_reach_the_run(dataset: Path, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text(

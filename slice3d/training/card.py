@@ -10,7 +10,7 @@ from slice3d.training.cases import LABELLED, MAPS, UNLABELLED
 from slice3d.training.export import CardFacts
 from slice3d.training.structures import GROUPS
 
-VERSION = "0.10.0"
+VERSION = "0.11.0"
 LICENCE = "CC-BY-4.0"
 TISSUES = (
     {"name": "air", "labels": [0], "components": 2},
@@ -88,7 +88,15 @@ def card_text(held_out: Sequence[str], scores: Mapping[str, Any], begun_with: Ma
         for name, entry in facts["pseudo_labelled"].items()
     ]
     held = [f"- network {number}: {name}" for number, name in enumerate(held_out)]
-    begun = [f"Begun with the networks of version {begun_with['version']}.", ""] if begun_with else []
+    begun = (
+        [
+            f"Begun with the networks of version {begun_with['version']}; these are the mean of the weights at the beginning and "
+            "at the end.",
+            "",
+        ]
+        if begun_with
+        else []
+    )
     return "\n".join(
         [
             "# ct-torso", "",

@@ -136,7 +136,8 @@ def train_torso(
     """Run the recipe and return the package's folder. Each part goes on where an interrupted run left it.
 
     The first two stages see no held-out case; the third and fourth are run once without each of them. All these networks
-    ship, as the folds of one package: each held-out case can be scored by the one network that never saw it.
+    ship, as the folds of one package: each held-out case can be scored by the one network that never saw it. Where the last
+    stage begins with an earlier version, the mean of its first and last weights ships (Wortsman et al. 2022, arXiv:2109.01903).
 
     Raises `InputError` where `recipe.start` is not a package of this recipe with the same cases held out, in the same order,
     and where the run in `out` began otherwise.
@@ -145,7 +146,7 @@ def train_torso(
     from slice3d.training.crops import Pool
     from slice3d.training.curves import draw_stages
     from slice3d.training.export import export, training_weights
-    from slice3d.training.loop import CHECKPOINT, begin_with, first_process_first, fit, warm_start
+    from slice3d.training.loop import CHECKPOINT, averaged_network, begin_with, first_process_first, fit, warm_start
     from slice3d.training.validate import WholeVolumes
 
     recipe = recipe or Recipe()
@@ -186,13 +187,20 @@ def train_torso(
         stages = ["coarse", "middle", f"without-{recipe.held_out[0]}", *stages]
     last = []
     for fold, name in enumerate(recipe.held_out):
+        began = training_weights(earlier, fold, again) if earlier else {}
         if earlier:
-            begin_with(training_weights(earlier, fold, again), again, out / f"without-{name}-again")
+            begin_with(began, again, out / f"without-{name}-again")
         else:
             warm_start(shared, out / f"without-{name}")
             once = train(f"without-{name}", fine, FINE_MIX, (name,))
             warm_start(once, out / f"without-{name}-again")
-        last.append(train(f"without-{name}-again", again, FINE_MIX, (name,)))
+        ended = train(f"without-{name}-again", again, FINE_MIX, (name,))
+        if earlier:
+            trained = averaged_network(ended, again).state_dict()
+            mean = {key: (value + began[key]) / 2 for key, value in trained.items()}
+            begin_with(mean, again, out / f"without-{name}-mean")
+            ended = out / f"without-{name}-mean" / CHECKPOINT
+        last.append(ended)
     with first_process_first(processes) as first:
         if not first:
             return out / "package"

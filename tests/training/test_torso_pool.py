@@ -160,14 +160,15 @@ def test_the_last_stage_alone_begins_with_the_networks_of_a_package(
 ) -> None:
     from dataclasses import replace
 
+    import torch
     from safetensors.torch import load_file
 
     from slice3d.errors import InputError
     from slice3d.models.package import read_package
     from slice3d.training import crops, torso
     from slice3d.training.card import VERSION, package_facts
-    from slice3d.training.export import export
-    from slice3d.training.loop import _new, begin_with
+    from slice3d.training.export import export, training_weights
+    from slice3d.training.loop import _new, averaged_network, begin_with
 
     def prepared(data: Path, folder: Path, *, coarser: bool, **_: object) -> None:
         assert not coarser, "larger voxels are of the stages that are left out"
@@ -198,11 +199,21 @@ def test_the_last_stage_alone_begins_with_the_networks_of_a_package(
     assert told[0].startswith("from the networks of ct-torso")
     assert "4.5 mm" not in told[0]
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/last.ckpt")}
-    assert {path.parent.name for path in stamps} == {"without-s0009-again", "without-spl-again"}
+    assert {path.parent.name for path in stamps} == {
+        f"without-{name}-{stage}" for name in ("s0009", "spl") for stage in ("again", "mean")
+    }
+    for fold, name in enumerate(("s0009", "spl")):
+        first = training_weights(read_package(earlier), fold, how)
+        last, mean = (
+            averaged_network(tmp_path / "out" / f"without-{name}-{stage}" / "last.ckpt", how).state_dict()
+            for stage in ("again", "mean")
+        )
+        assert any((first[key] != last[key]).any() for key in first), "a step was made"
+        assert all(torch.equal(mean[key], (first[key] + last[key]) / 2) for key in first)
     described = read_package(package)
     assert described.spacing_mm == torso.WORKING_MM
     assert described.description["training"]["begun_with"]["sha256"] == read_package(earlier).sha256
-    assert f"Begun with the networks of version {VERSION}." in (package / "README.md").read_text()
+    assert f"Begun with the networks of version {VERSION};" in (package / "README.md").read_text()
     # one step of a warm-up: class weights were put back, and taken off again
     for fold in range(2):
         a, b = (load_file(folder / f"weights-{fold}.safetensors") for folder in (earlier, package))

@@ -198,7 +198,7 @@ def train_torso(
         if earlier:
             trained = averaged_network(ended, again).state_dict()
             mean = {key: (value + began[key]) / 2 for key, value in trained.items()}
-            begin_with(mean, again, out / f"without-{name}-mean")
+            begin_with(mean, again, out / f"without-{name}-mean")  # a checkpoint, for export; nothing goes on from it
             ended = out / f"without-{name}-mean" / CHECKPOINT
         last.append(ended)
     with first_process_first(processes) as first:
